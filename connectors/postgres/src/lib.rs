@@ -1,0 +1,1 @@
+//! Everything that talks to a Postgres server: sessions, slots, snapshots, publications, preflight.

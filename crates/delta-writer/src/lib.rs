@@ -1,0 +1,1 @@
+//! Arrow row changes to Delta Lake versions: key index, deletion vectors, commits.

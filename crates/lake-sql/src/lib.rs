@@ -1,0 +1,1 @@
+//! DataFusion over the lake: VERSION AS OF, history, live rows.

@@ -1,0 +1,1 @@
+//! Delta versions to Postgres rows.
