@@ -1,1 +1,3 @@
 //! Arrow row changes to Delta Lake versions: key index, deletion vectors, commits.
+
+pub mod key_index;
