@@ -11,13 +11,14 @@
 use crate::action::{Action, Add, Remove, parse_actions};
 use crate::error::{DeltaError, Result};
 use crate::lake::TableLocation;
+use crate::parquet_source::ParquetSource;
 use crate::table_state::TableState;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use arrow::json::writer::LineDelimited;
 use arrow::json::{ReaderBuilder, WriterBuilder};
 use futures::TryStreamExt;
 use object_store::path::Path;
-use parquet::arrow::async_reader::{ParquetObjectReader, ParquetRecordBatchStreamBuilder};
+use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
@@ -35,19 +36,20 @@ const KINDS: [&str; 5] = ["protocol", "metaData", "txn", "remove", "add"];
 #[derive(Debug, Clone)]
 pub(crate) struct CheckpointFile {
     path: Path,
+    size: u64,
     part: u32,
     parts: u32,
 }
 
 impl CheckpointFile {
     /// Reads `checkpoint.parquet` and `checkpoint.<part>.<parts>.parquet`, the kinds that need no table feature.
-    pub fn from_name(path: Path, kind: &str) -> Option<CheckpointFile> {
+    pub fn from_name(path: Path, size: u64, kind: &str) -> Option<CheckpointFile> {
         let middle = kind.strip_prefix("checkpoint.")?;
         if middle == "parquet" {
-            return Some(CheckpointFile { path, part: 1, parts: 1 });
+            return Some(CheckpointFile { path, size, part: 1, parts: 1 });
         }
         let (part, parts) = middle.strip_suffix(".parquet")?.split_once('.')?;
-        Some(CheckpointFile { path, part: part.parse().ok()?, parts: parts.parse().ok()? })
+        Some(CheckpointFile { path, size, part: part.parse().ok()?, parts: parts.parse().ok()? })
     }
 
     /// Whether the checkpoint this file belongs to is there as a whole.
@@ -88,7 +90,7 @@ pub(crate) async fn read(location: &TableLocation, files: &[CheckpointFile]) -> 
     for file in files.iter().filter(|file| whole.is_some_and(|whole| whole.parts == file.parts)) {
         let name = file.path.to_string();
         let failed = |source| DeltaError::DataFile { action: "read checkpoint", path: name.clone(), source };
-        let reader = ParquetObjectReader::new(Arc::clone(location.store()), file.path.clone());
+        let reader = ParquetSource::new(location, file.path.clone(), file.size);
         let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
         let known: Vec<usize> = builder
             .parquet_schema()

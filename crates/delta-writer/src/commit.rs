@@ -24,7 +24,7 @@ use crate::rebase;
 use crate::table_definition::TableDefinition;
 use crate::table_state::{ENGINE, changes_rows, commit_info};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -342,6 +342,12 @@ impl MirrorTable {
         }
         if flush.truncated {
             self.remove_all(&mut changes, now);
+        }
+        if dead.is_empty() {
+            // Vectors of new files were written by the first call and stay as they are.
+            let sealed: BTreeSet<&str> = flush.sealed.iter().map(|file| file.add.path.as_str()).collect();
+            let kept = flush.changes.vectors.drain(..).filter(|(path, _)| sealed.contains(path.as_str()));
+            changes.vectors.extend(kept);
         }
         flush.changes = changes;
         Ok(())

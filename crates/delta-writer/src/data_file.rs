@@ -22,9 +22,9 @@ use arrow::array::{Array, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
+use object_store::buffered::BufWriter;
 use parquet::arrow::AsyncArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::arrow::async_writer::ParquetObjectWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
@@ -57,7 +57,7 @@ pub(crate) struct DataFileWriter {
     counts: ColumnCounts,
     rows: u64,
     tight: bool,
-    writer: AsyncArrowWriter<ParquetObjectWriter>,
+    writer: AsyncArrowWriter<BufWriter>,
 }
 
 impl DataFileWriter {
@@ -81,7 +81,7 @@ impl DataFileWriter {
         // The Arrow schema in the footer would be a second truth beside Parquet's own.
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let schema = definition.file_schema();
-        let output = ParquetObjectWriter::new(Arc::clone(location.store()), location.child(&relative)?);
+        let output = BufWriter::new(Arc::clone(location.store()), location.child(&relative)?);
         let writer =
             AsyncArrowWriter::try_new_with_options(output, Arc::clone(&schema), options).map_err(&failed)?;
         Ok(Self {

@@ -1,5 +1,6 @@
 //! Everything that can go wrong between a row change and its Delta version.
 
+use crate::deletion_vector::DeletionVectorError;
 use crate::key_index::KeyIndexError;
 
 /// The result of this crate's operations.
@@ -186,13 +187,13 @@ pub enum DeltaError {
         source: KeyIndexError,
     },
     /// A deletion vector cannot be read.
-    #[error("{path}: deletion vector cannot be read")]
+    #[error("{table}: a deletion vector cannot be read or written")]
     DeletionVector {
-        /// the vector's file
-        path: String,
-        /// the parser's error
+        /// the table
+        table: String,
+        /// the vector's error
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: DeletionVectorError,
     },
     /// Another process writes this table under our own name.
     #[error("{table}: version {version} was written by a second daemon under the same name ({app_id}); stop one of the two, or give them different `instance` names. Nothing was acknowledged")]

@@ -103,7 +103,7 @@ impl Listing {
 
 async fn list(location: &TableLocation, from: Option<i64>) -> Result<Listing> {
     let folder = location.log_folder();
-    let objects = match from {
+    let mut objects = match from {
         // Everything of version `from` sorts behind its bare number.
         Some(version) => {
             let offset = folder.clone().join(format!("{version:020}"));
@@ -112,8 +112,9 @@ async fn list(location: &TableLocation, from: Option<i64>) -> Result<Listing> {
         None => location.store().list(Some(&folder)),
     };
     let mut listing = Listing::default();
-    let mut objects = objects.map_err(DeltaError::store("list", folder.to_string()));
-    while let Some(object) = objects.try_next().await? {
+    while let Some(object) =
+        objects.try_next().await.map_err(DeltaError::store("list", folder.to_string()))?
+    {
         let Some(name) = object.location.filename() else { continue };
         // Side folders of the log hold files of other kinds.
         if object.location.as_ref() != folder.clone().join(name).as_ref() {
@@ -123,7 +124,7 @@ async fn list(location: &TableLocation, from: Option<i64>) -> Result<Listing> {
         let Some(version) = (version.len() == 20).then(|| version.parse::<i64>().ok()).flatten() else { continue };
         if kind == "json" {
             listing.commits.insert(version, ());
-        } else if let Some(file) = CheckpointFile::from_name(object.location.clone(), kind) {
+        } else if let Some(file) = CheckpointFile::from_name(object.location.clone(), object.size, kind) {
             listing.checkpoints.entry(version).or_default().push(file);
         }
     }

@@ -35,7 +35,7 @@ pub(crate) async fn follow(
         })
         .collect();
     let touched = flush.deleted.keys().any(|path| removed.contains(path));
-    if touched && !table.definition.deletion_vectors {
+    if (touched || flush.truncated) && !table.definition.deletion_vectors {
         return Err(unexpected(table, "the files rewritten by this flush were rewritten by somebody else"));
     }
     let Some(mut index) = table.index.take() else {

@@ -8,6 +8,7 @@
 use crate::action::Add;
 use crate::error::{DeltaError, Result};
 use crate::lake::TableLocation;
+use crate::parquet_source::ParquetSource;
 use crate::partition_value;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::cast;
@@ -15,9 +16,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use futures::TryStreamExt;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
-use parquet::arrow::async_reader::{
-    ParquetObjectReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder,
-};
+use parquet::arrow::async_reader::{ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
 use std::sync::Arc;
 
 /// Rows read at a time. Small, because one row may hold megabytes.
@@ -38,7 +37,7 @@ pub(crate) struct RowReader {
     path: String,
     schema: SchemaRef,
     sources: Vec<Source>,
-    batches: ParquetRecordBatchStream<ParquetObjectReader>,
+    batches: ParquetRecordBatchStream<ParquetSource>,
 }
 
 impl RowReader {
@@ -53,8 +52,7 @@ impl RowReader {
         let failed = |source| DeltaError::DataFile { action: "read", path: add.path.clone(), source };
         let schema = Arc::new(table.project(columns).map_err(DeltaError::arrow("choose columns to read"))?);
         let path = location.resolve(&add.path)?;
-        let reader = ParquetObjectReader::new(Arc::clone(location.store()), path)
-            .with_file_size(add.size.max(0).unsigned_abs());
+        let reader = ParquetSource::new(location, path, add.size.max(0).unsigned_abs());
         let mut builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
         let file_schema = Arc::clone(builder.schema());
         let mut wanted: Vec<usize> = schema
