@@ -7,16 +7,41 @@ fn protocol_example(json: &str) -> DvDescriptor {
 }
 
 fn inline_example() -> DvDescriptor {
-    protocol_example(
-        r#"{"storageType":"i","pathOrInlineDv":"wi5b=000010000siXQKl0rr91000f55c8Xg0@@D72lkbi5=-{L",
-            "sizeInBytes":40,"cardinality":6}"#,
-    )
+    let bytes = DeletionVector::from_iter([3, 4, 7, 11, 18, 29]).serialize().unwrap();
+    DvDescriptor {
+        storage_type: DvStorage::Inline,
+        path_or_inline_dv: z85::encode(&bytes),
+        offset: None,
+        size_in_bytes: bytes.len() as i32,
+        cardinality: 6,
+    }
 }
 
 #[test]
-fn the_protocols_inline_example_deletes_its_six_rows() {
+fn an_inline_vector_deletes_its_rows() {
     let vector = inline_example().parse_inline().unwrap().unwrap();
     assert_eq!(vector.iter().collect::<Vec<_>>(), [3, 4, 7, 11, 18, 29]);
+}
+
+#[test]
+fn the_bytes_of_a_small_vector_are_those_of_the_portable_format() {
+    let mut expected = vec![0xD1, 0xD3, 0x39, 0x64]; // the magic number
+    expected.extend([1, 0, 0, 0, 0, 0, 0, 0]); // one bitmap
+    expected.extend([0, 0, 0, 0]); // for the rows below 2^32
+    expected.extend([0x3A, 0x30, 0, 0, 1, 0, 0, 0]); // without runs, one container
+    expected.extend([0, 0, 1, 0, 16, 0, 0, 0]); // of key 0, two rows, at byte 16
+    expected.extend([3, 0, 9, 0]);
+    assert_eq!(DeletionVector::from_iter([3, 9]).serialize().unwrap(), expected);
+}
+
+#[test]
+fn the_protocols_inline_example_is_in_the_native_format_and_refused() {
+    let descriptor = protocol_example(
+        r#"{"storageType":"i","pathOrInlineDv":"wi5b=000010000siXQKl0rr91000f55c8Xg0@@D72lkbi5=-{L",
+            "sizeInBytes":40,"cardinality":6}"#,
+    );
+    let error = descriptor.parse_inline().unwrap_err();
+    assert!(error.to_string().contains("not in the portable format"), "{error}");
 }
 
 #[test]
