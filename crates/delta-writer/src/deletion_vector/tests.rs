@@ -1,6 +1,8 @@
 use super::*;
 use proptest::prelude::*;
 
+mod kernel;
+
 /// The examples of the Delta protocol, word for word.
 fn protocol_example(json: &str) -> DvDescriptor {
     serde_json::from_str(json).unwrap()
