@@ -29,6 +29,10 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const FAST_LIMIT: Duration = Duration::from_secs(60);
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(15);
 
+/// After a killed postmaster its backends end by themselves, within a moment of noticing.
+const ORPHANS_LIMIT: Duration = Duration::from_secs(30);
+const ORPHANS_RETRY: Duration = Duration::from_millis(100);
+
 /// Between choosing a free port and taking it, somebody else may have; then another is chosen.
 const PORT_ATTEMPTS: usize = 3;
 
@@ -44,6 +48,8 @@ pub struct Compute {
     socket_directory: PathBuf,
     ended: watch::Receiver<Option<String>>,
     adopted: bool,
+    /// Where this server's lines begin in the log file.
+    log_start: u64,
 }
 
 /// What [`Compute::ensure_running`] found.
@@ -80,6 +86,7 @@ impl Project {
                     socket_directory,
                     ended,
                     adopted: true,
+                    log_start: 0,
                 }
             }
             None => self.launch(socket_directory, &socket_argument).await?,
@@ -101,10 +108,10 @@ impl Project {
     async fn launch(&self, socket_directory: PathBuf, socket_argument: &Path) -> Result<Compute> {
         let project = self.inner();
         postmaster::mark_stale(&project.data(), &project.user)?;
-        let mut attempt = 1;
+        let (mut attempt, started) = (1, Instant::now());
         loop {
             let listen = project.choose_address()?;
-            let child = postmaster::spawn(&Launch {
+            let (child, log_start) = postmaster::spawn(&Launch {
                 directory: &project.directory,
                 data: &project.data(),
                 log: &project.log(),
@@ -121,6 +128,7 @@ impl Project {
                 socket_directory: socket_directory.clone(),
                 ended: postmaster::watch_child(child),
                 adopted: false,
+                log_start,
             };
             match compute.wait_until_ready().await {
                 Err(CoreError::StartFailed { tail, .. })
@@ -129,6 +137,13 @@ impl Project {
                         && tail.contains("Address already in use") =>
                 {
                     attempt += 1;
+                }
+                // Postgres's own interlock: a backend of a killed postmaster is still at the data.
+                Err(CoreError::StartFailed { tail, .. })
+                    if tail.contains("pre-existing shared memory block")
+                        && started.elapsed() < ORPHANS_LIMIT =>
+                {
+                    tokio::time::sleep(ORPHANS_RETRY).await;
                 }
                 Err(error) => {
                     // A server that never came up must not be left behind half alive.
@@ -344,7 +359,7 @@ impl Compute {
                     project: self.database().to_owned(),
                     limit,
                     log: self.log_file(),
-                    tail: postmaster::log_tail(&self.log_file()),
+                    tail: postmaster::log_tail(&self.log_file(), self.log_start),
                     source: Some(error),
                 });
             }
@@ -361,7 +376,7 @@ impl Compute {
         CoreError::StartFailed {
             project: self.database().to_owned(),
             end,
-            tail: postmaster::log_tail(&log),
+            tail: postmaster::log_tail(&log, self.log_start),
             log,
         }
     }

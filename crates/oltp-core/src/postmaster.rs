@@ -134,8 +134,11 @@ pub(crate) struct Launch<'a> {
 }
 
 /// Starts a postmaster. It outlives this process: databases serve on while the daemon restarts.
-pub(crate) fn spawn(launch: &Launch<'_>) -> Result<Child> {
+///
+/// Returns with it where in the log its own lines begin.
+pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(Child, u64)> {
     let log = open_log(launch.log)?;
+    let log_start = log.metadata().map_err(CoreError::io("look at", launch.log))?.len();
     let reachable = ReachableDirectory::open(launch.directory, launch.user)?;
     let data_name = launch.data.file_name().unwrap_or_default();
     let mut command = server_command(&launch.installation.program("postgres"), launch.user);
@@ -159,7 +162,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<Child> {
     command.stdout(log).stderr(errors).stdin(Stdio::null()).process_group(0).kill_on_drop(false);
     let child = command.spawn().map_err(CoreError::io("run", launch.installation.program("postgres")))?;
     drop(reachable);
-    Ok(child)
+    Ok((child, log_start))
 }
 
 /// Watches a postmaster until it ends; the receiver then holds how.
@@ -198,12 +201,13 @@ fn open_log(path: &Path) -> Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(CoreError::io("open", path))
 }
 
-/// The end of the server's log, for an error message.
-pub(crate) fn log_tail(path: &Path) -> String {
+/// The end of the server's log from `start` on, for an error message: an earlier start's trouble is
+/// not this one's.
+pub(crate) fn log_tail(path: &Path, start: u64) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES).max(start)))?;
         let mut bytes = Vec::new();
         file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
