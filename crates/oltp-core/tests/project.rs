@@ -58,10 +58,8 @@ async fn a_new_project_serves_its_owner_who_is_no_superuser() {
     let role = "SELECT concat(rolsuper, rolcreatedb, rolcreaterole, rolreplication) FROM pg_roles \
                 WHERE rolname = current_user";
     assert_eq!(text(&owner, role).await, "fttt");
-    owner
-        .batch_execute("CREATE TABLE t (a int); CREATE EXTENSION hstore; CREATE DATABASE other")
-        .await
-        .unwrap();
+    owner.batch_execute("CREATE TABLE t (a int); CREATE EXTENSION hstore").await.unwrap();
+    owner.batch_execute("CREATE DATABASE other").await.unwrap();
     owner.batch_execute("COPY t TO PROGRAM 'true'").await.unwrap_err();
     owner.batch_execute("ALTER SYSTEM SET fsync = off").await.unwrap_err();
 
