@@ -1,1 +1,58 @@
-//! Everything that talks to a Postgres server: sessions, slots, snapshots, publications, preflight.
+//! Everything that talks to a Postgres server.
+//!
+//! Two kinds of session leave this crate, and both open their socket through the same door
+//! (`transport`), so that TLS, timeouts and keepalives mean one thing:
+//!
+//! ```text
+//!                      SourceConfig
+//!                           │
+//!                       transport          TCP or unix socket, TLS
+//!                 ┌─────────┴──────────┐
+//!              Client          ReplicationSession      our own, over postgres-protocol
+//!        (tokio-postgres)              │
+//!    catalog · publication        LogicalStream        WAL messages out, positions back
+//!    heartbeat · cleanup
+//! ```
+//!
+//! The invariant that matters: **nothing here makes an application's own statement fail or wait.** Tables
+//! whose rows cannot be named by a replica identity never enter a publication that publishes updates,
+//! locks are asked for with a short timeout, and whatever holds WAL back has a name and can be dropped.
+//!
+//! Bytes of `pgoutput` pass through undecoded; `wal-decoder` reads them.
+
+mod catalog;
+mod cleanup;
+mod client;
+mod error;
+mod heartbeat;
+mod logical_stream;
+mod object_name;
+mod publication;
+mod replication_session;
+mod slot;
+mod snapshot;
+mod source_config;
+mod tls;
+mod transport;
+mod wire;
+
+pub use catalog::{
+    Generated, ReplicaIdentity, SkippedTable, SourceColumn, SourceTable, TableKind, TableListing, TypeEntry,
+    Unusable, list_tables, read_types,
+};
+pub use cleanup::{RemovedObject, cleanup};
+pub use client::{Client, connect, server_version};
+pub use error::{Error, Result, ServerError};
+pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
+pub use logical_stream::{Confirmer, Event, LogicalStream};
+pub use publication::{PublicationNames, PublishedTable, ensure_publications, publication_names};
+pub use replication_session::{
+    CancelHandle, CreatedSlot, ReplicationSession, SlotOptions, StreamOptions, SystemIdentity,
+};
+pub use slot::{
+    BlockingTransaction, SlotStatus, WalStatus, current_wal_lsn, drop_slot, list_slots, slot_name,
+    system_identifier, transactions_blocking,
+};
+pub use snapshot::{CopyColumn, CtidRange, LeafTable, SnapshotSession, ctid_ranges, import_snapshot};
+pub use source_config::{Host, SourceConfig};
+pub use tls::TlsMode;

@@ -138,8 +138,11 @@ pub(crate) fn parse_actions(path: &str, bytes: &[u8]) -> Result<Vec<Action>> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let line: Line = serde_json::from_slice(line)
-            .map_err(|source| DeltaError::CorruptAction { path: path.to_owned(), line: at + 1, source })?;
+        let line: Line = serde_json::from_slice(line).map_err(|source| DeltaError::CorruptAction {
+            path: path.to_owned(),
+            line: at + 1,
+            source,
+        })?;
         actions.extend(line.into_action());
     }
     Ok(actions)

@@ -54,7 +54,8 @@ impl CheckpointFile {
 
     /// Whether the checkpoint this file belongs to is there as a whole.
     pub fn is_complete_in(&self, files: &[CheckpointFile]) -> bool {
-        files.iter().filter(|file| file.parts == self.parts && file.part <= file.parts).count() == self.parts as usize
+        files.iter().filter(|file| file.parts == self.parts && file.part <= file.parts).count()
+            == self.parts as usize
     }
 }
 
@@ -168,7 +169,8 @@ fn encode(path: &str, state: TableState, retention: Duration) -> Result<(Vec<u8>
         path: path.to_owned(),
         source,
     };
-    let expired = chrono::Utc::now().timestamp_millis() - retention.as_millis().min(i64::MAX as u128 / 2) as i64;
+    let expired =
+        chrono::Utc::now().timestamp_millis() - retention.as_millis().min(i64::MAX as u128 / 2) as i64;
     let actions: Vec<Action> = [Action::Protocol(state.protocol), Action::MetaData(state.metadata)]
         .into_iter()
         .chain(state.txns.into_values().map(Action::Txn))
@@ -187,7 +189,8 @@ fn encode(path: &str, state: TableState, retention: Duration) -> Result<(Vec<u8>
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(failed)?))
         .build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties)).map_err(failed)?;
+    let mut writer =
+        ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties)).map_err(failed)?;
     for chunk in actions.chunks(ROWS_PER_BATCH) {
         let what = "write checkpoint rows";
         let mut decoder = ReaderBuilder::new(Arc::clone(&schema))

@@ -222,8 +222,11 @@ impl MirrorTable {
             // stands, and the next flush is refused until the table is opened again.
             if let Err(source) = index.commit(committed.version) {
                 let error = self.index_failed(source);
-                tracing::error!(table = self.location.uri(), error = &error as &dyn std::error::Error,
-                    "the key index could not follow a commit; the table has to be opened again");
+                tracing::error!(
+                    table = self.location.uri(),
+                    error = &error as &dyn std::error::Error,
+                    "the key index could not follow a commit; the table has to be opened again"
+                );
                 self.flush.clear();
                 return Ok(committed);
             }
@@ -234,12 +237,7 @@ impl MirrorTable {
     }
 
     /// Decides about a version that somebody else wrote where ours was to stand: an error stops the table.
-    fn meet(
-        &mut self,
-        version: i64,
-        theirs: &[Action],
-        spec: &CommitSpec,
-    ) -> Result<()> {
+    fn meet(&mut self, version: i64, theirs: &[Action], spec: &CommitSpec) -> Result<()> {
         let table = || self.location.uri().to_owned();
         let id = commit_id_of(theirs);
         if self.unsettled.iter().any(|(at, ours)| *at == version && id == Some(ours.as_str())) {
@@ -266,7 +264,12 @@ impl MirrorTable {
         }
         let definition = TableDefinition::from_log(self.location.uri(), protocol, metadata)?;
         let shape = |definition: &TableDefinition| {
-            (Arc::clone(&definition.schema), definition.key.clone(), definition.partition_by.clone(), definition.deletion_vectors)
+            (
+                Arc::clone(&definition.schema),
+                definition.key.clone(),
+                definition.partition_by.clone(),
+                definition.deletion_vectors,
+            )
         };
         if shape(&definition) != shape(&self.definition) {
             return Err(DeltaError::ForeignWrite { table: table(), version, writer });
@@ -323,7 +326,8 @@ impl MirrorTable {
             }
         }
         let born: Vec<&DeletionVector> = dead.iter().filter(|dead| !dead.is_empty()).collect();
-        let vectors: Vec<&DeletionVector> = born.into_iter().chain(joined.iter().map(|(_, vector)| vector)).collect();
+        let vectors: Vec<&DeletionVector> =
+            born.into_iter().chain(joined.iter().map(|(_, vector)| vector)).collect();
         let mut descriptors = self.vectors.write(&vectors).await?.into_iter();
         for (file, dead) in flush.sealed.iter_mut().zip(dead).filter(|(_, dead)| !dead.is_empty()) {
             file.add.deletion_vector = descriptors.next();
@@ -355,7 +359,11 @@ impl MirrorTable {
 
     pub(crate) fn add_new_files(&self, changes: &mut FileChanges, sealed: &[SealedFile]) {
         for file in sealed {
-            let dead = file.add.deletion_vector.as_ref().map_or(0, |vector| vector.cardinality.max(0).unsigned_abs());
+            let dead = file
+                .add
+                .deletion_vector
+                .as_ref()
+                .map_or(0, |vector| vector.cardinality.max(0).unsigned_abs());
             changes.rows_added += file.rows.saturating_sub(dead);
             changes.adds.push(file.add.clone());
         }

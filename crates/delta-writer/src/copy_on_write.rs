@@ -71,7 +71,8 @@ async fn copy_without(
         let first: u64 = row;
         row += batch.num_rows() as u64;
         let alive: BooleanArray = (first..row).map(|row| Some(!dead.contains(row))).collect();
-        let batch = filter_record_batch(&batch, &alive).map_err(DeltaError::arrow("leave deleted rows out"))?;
+        let batch =
+            filter_record_batch(&batch, &alive).map_err(DeltaError::arrow("leave deleted rows out"))?;
         if batch.num_rows() == 0 {
             continue;
         }
@@ -83,10 +84,15 @@ async fn copy_without(
 
 impl MirrorTable {
     /// Writes rows of this table through `sink` and tells the index where they are.
-    async fn append_and_stage(&mut self, sink: &mut FileSink, batch: arrow::array::RecordBatch) -> Result<()> {
+    async fn append_and_stage(
+        &mut self,
+        sink: &mut FileSink,
+        batch: arrow::array::RecordBatch,
+    ) -> Result<()> {
         // Without a key nothing is ever deleted, so there is nothing to copy either.
         let Some(index) = &mut self.index else { return Ok(()) };
-        let key: Vec<_> = self.definition.key.iter().filter_map(|&at| batch.columns().get(at)).cloned().collect();
+        let key: Vec<_> =
+            self.definition.key.iter().filter_map(|&at| batch.columns().get(at)).cloned().collect();
         let keys = index.hasher().hash(&key).map_err(DeltaError::index(self.location.uri()))?;
         let mut number = |path: &str| Ok(index.file_id(path));
         let addresses = sink.append(&[batch], &mut number).await?;

@@ -165,10 +165,6 @@ impl FileSink {
         Self { location, definition, options, open: None, sealed: Vec::new(), numbers: HashSet::new() }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.open.is_none() && self.sealed.is_empty()
-    }
-
     /// Forgets everything written so far; the files stay behind, unreferenced.
     pub fn clear(&mut self) {
         self.open = None;
@@ -221,7 +217,8 @@ impl FileSink {
         let (file, mut writer) = match self.open.take() {
             Some(open) => open,
             None => {
-                let writer = DataFileWriter::open(&self.location, &self.definition, &self.options, partition)?;
+                let writer =
+                    DataFileWriter::open(&self.location, &self.definition, &self.options, partition)?;
                 (number(&writer.log_path())?, writer)
             }
         };

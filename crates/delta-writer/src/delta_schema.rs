@@ -130,8 +130,7 @@ fn type_from_delta(value: &Value) -> Option<DataType> {
         "string" => DataType::Utf8,
         "binary" => DataType::Binary,
         _ => {
-            let (precision, scale) =
-                name.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
+            let (precision, scale) = name.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
             let (precision, scale): (u8, i8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
             if precision == 0 || precision > 38 || scale < 0 || scale as u8 > precision {
                 return None;

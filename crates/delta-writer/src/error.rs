@@ -12,7 +12,9 @@ pub type Result<T, E = DeltaError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum DeltaError {
     /// The lake's URI names a store that this build does not speak.
-    #[error("`{uri}`: lakes live in a local folder or under s3://; `{scheme}://` is not supported by this build")]
+    #[error(
+        "`{uri}`: lakes live in a local folder or under s3://; `{scheme}://` is not supported by this build"
+    )]
     UnsupportedScheme {
         /// the URI as configured
         uri: String,
@@ -28,7 +30,9 @@ pub enum DeltaError {
         reason: String,
     },
     /// An option of `lake.options` is unknown.
-    #[error("`{option}` is not an option of {uri}; known are endpoint, region, access_key_id, secret_access_key, session_token, allow_http and the other S3 options of object_store")]
+    #[error(
+        "`{option}` is not an option of {uri}; known are endpoint, region, access_key_id, secret_access_key, session_token, allow_http and the other S3 options of object_store"
+    )]
     UnknownLakeOption {
         /// the lake
         uri: String,
@@ -58,7 +62,9 @@ pub enum DeltaError {
         source: std::io::Error,
     },
     /// The store lets two writers create the same object.
-    #[error("{uri}: {winners} of {racers} racing conditional puts won instead of one; this store cannot hold a lake")]
+    #[error(
+        "{uri}: {winners} of {racers} racing conditional puts won instead of one; this store cannot hold a lake"
+    )]
     NoConditionalPut {
         /// the lake
         uri: String,
@@ -96,7 +102,9 @@ pub enum DeltaError {
         source: serde_json::Error,
     },
     /// The table asks for more of its writer than this one can.
-    #[error("{table}: the table needs the Delta feature `{feature}`, which this writer does not keep; load it anew into another folder")]
+    #[error(
+        "{table}: the table needs the Delta feature `{feature}`, which this writer does not keep; load it anew into another folder"
+    )]
     UnsupportedFeature {
         /// the table
         table: String,
@@ -132,7 +140,9 @@ pub enum DeltaError {
         reason: String,
     },
     /// An update or delete names a row that the mirror does not hold.
-    #[error("{table}: {operation} of a row that the mirror does not hold, key ({key}); mirror and source differ: run `resync` on the table")]
+    #[error(
+        "{table}: {operation} of a row that the mirror does not hold, key ({key}); mirror and source differ: run `resync` on the table"
+    )]
     MissingRow {
         /// the table
         table: String,
@@ -150,7 +160,9 @@ pub enum DeltaError {
         key: String,
     },
     /// A partition column holds a value that Delta reads back as another.
-    #[error("{table}: an empty string in partition column `{column}` would be read back as null; leave the column out of `partition_by`")]
+    #[error(
+        "{table}: an empty string in partition column `{column}` would be read back as null; leave the column out of `partition_by`"
+    )]
     EmptyPartitionValue {
         /// the table
         table: String,
@@ -196,7 +208,9 @@ pub enum DeltaError {
         source: DeletionVectorError,
     },
     /// Another process writes this table under our own name.
-    #[error("{table}: version {version} was written by a second daemon under the same name ({app_id}); stop one of the two, or give them different `instance` names. Nothing was acknowledged")]
+    #[error(
+        "{table}: version {version} was written by a second daemon under the same name ({app_id}); stop one of the two, or give them different `instance` names. Nothing was acknowledged"
+    )]
     SecondWriter {
         /// the table
         table: String,
@@ -206,7 +220,9 @@ pub enum DeltaError {
         app_id: String,
     },
     /// Somebody else changed rows.
-    #[error("{table}: version {version} changed rows and was written by {writer}; the mirror no longer equals its source. Run `resync` on the table, and keep other writers away from it")]
+    #[error(
+        "{table}: version {version} changed rows and was written by {writer}; the mirror no longer equals its source. Run `resync` on the table, and keep other writers away from it"
+    )]
     ForeignWrite {
         /// the table
         table: String,
@@ -216,7 +232,9 @@ pub enum DeltaError {
         writer: String,
     },
     /// Somebody moved rows while a flush was being written, and the flush cannot follow.
-    #[error("{table}: version {version}, written by {writer}, moved rows under the flush being committed; open the table again and repeat the flush")]
+    #[error(
+        "{table}: version {version}, written by {writer}, moved rows under the flush being committed; open the table again and repeat the flush"
+    )]
     RowsMoved {
         /// the table
         table: String,
@@ -245,7 +263,10 @@ pub enum DeltaError {
 }
 
 impl DeltaError {
-    pub(crate) fn store(action: &'static str, path: impl Into<String>) -> impl FnOnce(object_store::Error) -> Self {
+    pub(crate) fn store(
+        action: &'static str,
+        path: impl Into<String>,
+    ) -> impl FnOnce(object_store::Error) -> Self {
         let path = path.into();
         move |source| Self::Store { action, path, source }
     }

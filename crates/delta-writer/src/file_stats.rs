@@ -12,8 +12,8 @@ use crate::error::{DeltaError, Result};
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::{max, max_string, min, min_string};
 use arrow::datatypes::{
-    DataType, Date32Type, Decimal128Type, Field, Float32Type, Float64Type, Int16Type, Int32Type,
-    Int64Type, Schema, TimestampMicrosecondType,
+    DataType, Date32Type, Decimal128Type, Field, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
+    Schema, TimestampMicrosecondType,
 };
 use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, Datelike, Duration, NaiveDate};
@@ -129,9 +129,11 @@ fn has_bounds(data_type: &DataType) -> bool {
 type Bound = Option<Box<RawValue>>;
 
 fn bounds(path: &str, schema: &Schema, field: &Field, metadata: &ParquetMetaData) -> Result<(Bound, Bound)> {
-    let failed = |source| DeltaError::DataFile { action: "read statistics of", path: path.to_owned(), source };
+    let failed =
+        |source| DeltaError::DataFile { action: "read statistics of", path: path.to_owned(), source };
     let converter =
-        StatisticsConverter::try_new(field.name(), schema, metadata.file_metadata().schema_descr()).map_err(failed)?;
+        StatisticsConverter::try_new(field.name(), schema, metadata.file_metadata().schema_descr())
+            .map_err(failed)?;
     let lowest = converter.row_group_mins(metadata.row_groups()).map_err(failed)?;
     let highest = converter.row_group_maxes(metadata.row_groups()).map_err(failed)?;
     // A row group of nulls has no bounds and does not hide those of others; a row group with values but

@@ -180,9 +180,7 @@ impl MirrorTable {
         let hasher = index.hasher();
         let columns: Vec<_> =
             self.definition.key.iter().filter_map(|&at| part.rows.columns().get(at)).cloned().collect();
-        let hashed = hasher
-            .hash(&columns)
-            .and_then(|rows| Ok((rows, hasher.hash(part.old_keys.columns())?)));
+        let hashed = hasher.hash(&columns).and_then(|rows| Ok((rows, hasher.hash(part.old_keys.columns())?)));
         hashed.map_err(DeltaError::index(self.location.uri()))
     }
 
@@ -229,8 +227,12 @@ impl MirrorTable {
             })
         };
         let addresses = self.flush.sink.append(&live.batches, &mut number).await?;
-        let entries: Vec<_> =
-            live.keys.into_iter().zip(addresses).flat_map(|(keys, addresses)| keys.into_iter().zip(addresses)).collect();
+        let entries: Vec<_> = live
+            .keys
+            .into_iter()
+            .zip(addresses)
+            .flat_map(|(keys, addresses)| keys.into_iter().zip(addresses))
+            .collect();
         match self.index.as_mut().map(|index| index.stage(entries)) {
             None | Some(Ok(())) => Ok(()),
             Some(Err(source)) => Err(self.index_failed(source)),
@@ -275,7 +277,9 @@ fn key_text(batch: &RecordBatch, columns: &[usize], row: usize) -> String {
     let schema = batch.schema();
     let mut text = String::new();
     for &at in columns {
-        let (Some(field), Some(column)) = (schema.fields().get(at), batch.columns().get(at)) else { continue };
+        let (Some(field), Some(column)) = (schema.fields().get(at), batch.columns().get(at)) else {
+            continue;
+        };
         let value = array_value_to_string(column, row).unwrap_or_else(|_| "?".to_owned());
         if !text.is_empty() {
             text.push_str(", ");

@@ -21,8 +21,11 @@ use std::sync::Arc;
 /// A table's index lies under its Delta id: a table made anew at the same place never meets an old index.
 pub(crate) fn index_dir(options: &WriterOptions, table_id: &str) -> PathBuf {
     // The id comes from the log, where somebody may have written something else than a UUID.
-    let name: String =
-        table_id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(100).collect();
+    let name: String = table_id
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
+        .take(100)
+        .collect();
     options.index_dir.join(name)
 }
 

@@ -83,16 +83,13 @@ fn local_lake(uri: &str, folder: &FilePath) -> Result<Lake> {
 }
 
 fn s3_lake(uri: &str, url: &Url, options: &BTreeMap<String, String>) -> Result<Lake> {
-    let retry =
-        RetryConfig { max_retries: 8, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
+    let retry = RetryConfig { max_retries: 8, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
     let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT);
     let mut builder = AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_url(uri);
     let mut plain_http = std::env::var("AWS_ENDPOINT").is_ok_and(|endpoint| endpoint.starts_with("http://"));
     for (option, value) in options {
-        let key = AmazonS3ConfigKey::from_str(option).map_err(|_| DeltaError::UnknownLakeOption {
-            uri: uri.to_owned(),
-            option: option.clone(),
-        })?;
+        let key = AmazonS3ConfigKey::from_str(option)
+            .map_err(|_| DeltaError::UnknownLakeOption { uri: uri.to_owned(), option: option.clone() })?;
         if key == AmazonS3ConfigKey::Endpoint {
             plain_http = value.starts_with("http://");
         }
@@ -102,10 +99,8 @@ fn s3_lake(uri: &str, url: &Url, options: &BTreeMap<String, String>) -> Result<L
         builder = builder.with_allow_http(true);
     }
     let store = builder.build().map_err(DeltaError::store("open", uri))?;
-    let base = Path::from_url_path(url.path()).map_err(|source| DeltaError::BadLakeUri {
-        uri: uri.to_owned(),
-        reason: source.to_string(),
-    })?;
+    let base = Path::from_url_path(url.path())
+        .map_err(|source| DeltaError::BadLakeUri { uri: uri.to_owned(), reason: source.to_string() })?;
     Ok(Lake { store: Arc::new(store), base, uri: uri.trim_end_matches('/').to_owned(), local_root: None })
 }
 
@@ -286,7 +281,9 @@ impl TableLocation {
         .await;
         match synced {
             Ok(done) => done,
-            Err(source) => Err(DeltaError::store("sync", self.uri.clone())(object_store::Error::JoinError { source })),
+            Err(source) => {
+                Err(DeltaError::store("sync", self.uri.clone())(object_store::Error::JoinError { source }))
+            }
         }
     }
 

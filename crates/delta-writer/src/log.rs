@@ -121,7 +121,9 @@ async fn list(location: &TableLocation, from: Option<i64>) -> Result<Listing> {
             continue;
         }
         let Some((version, kind)) = name.split_once('.') else { continue };
-        let Some(version) = (version.len() == 20).then(|| version.parse::<i64>().ok()).flatten() else { continue };
+        let Some(version) = (version.len() == 20).then(|| version.parse::<i64>().ok()).flatten() else {
+            continue;
+        };
         if kind == "json" {
             listing.commits.insert(version, ());
         } else if let Some(file) = CheckpointFile::from_name(object.location.clone(), object.size, kind) {
@@ -158,10 +160,11 @@ pub(crate) async fn put_commit(
                 return Ok(PutOutcome::Ours);
             }
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                let actions = read_commit(location, version).await?.ok_or_else(|| DeltaError::CorruptLog {
-                    path: path.to_string(),
-                    reason: "the store says that this commit exists, but does not give it".to_owned(),
-                })?;
+                let actions =
+                    read_commit(location, version).await?.ok_or_else(|| DeltaError::CorruptLog {
+                        path: path.to_string(),
+                        reason: "the store says that this commit exists, but does not give it".to_owned(),
+                    })?;
                 return Ok(if commit_id_of(&actions) == Some(commit_id) {
                     PutOutcome::Ours
                 } else {

@@ -16,6 +16,7 @@
 //! *Errors leave the flush half applied.* After an error of [`apply`](MirrorTable::apply) or
 //! [`write`](MirrorTable::write) call [`abandon`](MirrorTable::abandon) (or drop the table) and start the flush over.
 
+use crate::checkpoint::Checkpoint;
 use crate::deletion_vector::DeletionVector;
 use crate::error::{DeltaError, Result};
 use crate::flush::Flush;
@@ -27,7 +28,6 @@ use crate::table_definition::TableDefinition;
 use crate::table_state::{TableState, TableStats};
 use crate::vector_cache::VectorCache;
 use crate::writer_options::WriterOptions;
-use crate::checkpoint::Checkpoint;
 use std::sync::Arc;
 
 /// An open mirror table. See the [module](self).
@@ -79,10 +79,20 @@ impl MirrorTable {
             TableDefinition::from_log(location.uri(), &loaded.state.protocol, &loaded.state.metadata)?;
         let mut vectors = VectorCache::new(location.clone());
         let index = match definition.has_key() {
-            true => Some(index_recovery::open(&location, &options, &definition, &loaded, &mut vectors).await?),
+            true => {
+                Some(index_recovery::open(&location, &options, &definition, &loaded, &mut vectors).await?)
+            }
             false => None,
         };
-        Ok(Some(Self::assembled(location, options, definition, loaded.state, index, vectors, loaded.checkpoint)))
+        Ok(Some(Self::assembled(
+            location,
+            options,
+            definition,
+            loaded.state,
+            index,
+            vectors,
+            loaded.checkpoint,
+        )))
     }
 
     pub(crate) fn assembled(

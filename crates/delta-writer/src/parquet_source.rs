@@ -45,10 +45,9 @@ impl AsyncFileReader for ParquetSource {
     ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
         async move {
             let size = self.size;
-            let mut reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(FOOTER_GUESS));
-            if let Some(options) = options {
-                reader = reader.with_page_index_policy(options.page_index_policy());
-            }
+            let reader = ParquetMetaDataReader::new()
+                .with_prefetch_hint(Some(FOOTER_GUESS))
+                .with_arrow_reader_options(options);
             reader.load_and_finish(self, size).await.map(Arc::new)
         }
         .boxed()

@@ -38,10 +38,11 @@ pub(crate) fn encode_column(table: &str, column: &str, values: &ArrayRef) -> Res
     let options = CastOptions { safe: false, format_options: FORMAT };
     let text = cast_with_options(values, &DataType::Utf8, &options)
         .map_err(DeltaError::arrow("write a partition value as text"))?;
-    let text = text.as_any().downcast_ref::<StringArray>().cloned().ok_or_else(|| DeltaError::BadDefinition {
-        table: table.to_owned(),
-        reason: format!("column `{column}` cannot be written as partition text"),
-    })?;
+    let text =
+        text.as_any().downcast_ref::<StringArray>().cloned().ok_or_else(|| DeltaError::BadDefinition {
+            table: table.to_owned(),
+            reason: format!("column `{column}` cannot be written as partition text"),
+        })?;
     if text.iter().any(|value| value == Some("")) {
         return Err(DeltaError::EmptyPartitionValue { table: table.to_owned(), column: column.to_owned() });
     }
@@ -91,9 +92,7 @@ fn escape_into(folder: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{
-        BooleanArray, Date32Array, Decimal128Array, Int64Array, TimestampMicrosecondArray,
-    };
+    use arrow::array::{BooleanArray, Date32Array, Decimal128Array, Int64Array, TimestampMicrosecondArray};
     use std::sync::Arc;
 
     #[test]
@@ -102,7 +101,9 @@ mod tests {
             Arc::new(BooleanArray::from(vec![Some(true), None, Some(false)])),
             Arc::new(Int64Array::from(vec![Some(i64::MIN), None, Some(7)])),
             Arc::new(
-                Decimal128Array::from(vec![Some(-12345), None, Some(10)]).with_precision_and_scale(20, 3).unwrap(),
+                Decimal128Array::from(vec![Some(-12345), None, Some(10)])
+                    .with_precision_and_scale(20, 3)
+                    .unwrap(),
             ),
             Arc::new(Date32Array::from(vec![Some(-1), None, Some(20_000)])),
             Arc::new(TimestampMicrosecondArray::from(vec![Some(-1), None, Some(1_700_000_000_000_001)])),

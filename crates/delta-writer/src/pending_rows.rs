@@ -82,10 +82,6 @@ impl PendingRows {
         self.batches.get(batch)?.rows.as_ref()
     }
 
-    pub fn contains(&self, key: KeyHash) -> bool {
-        self.by_key.contains_key(&key)
-    }
-
     /// Makes a row live. False if another row of this key is.
     pub fn insert(&mut self, key: Option<KeyHash>, at: PendingRow) -> bool {
         if key.is_some_and(|key| self.by_key.insert(key, at).is_some()) {
@@ -135,7 +131,8 @@ impl PendingRows {
             let keys = batch.keys.iter().zip(&batch.alive).filter(|(_, alive)| **alive).map(|(key, _)| *key);
             live.keys.push(keys.collect());
             let mask = BooleanArray::from(batch.alive);
-            live.batches.push(filter_record_batch(&rows, &mask).map_err(DeltaError::arrow("leave dead rows out"))?);
+            live.batches
+                .push(filter_record_batch(&rows, &mask).map_err(DeltaError::arrow("leave dead rows out"))?);
         }
         Ok(live)
     }
@@ -145,7 +142,9 @@ impl PendingRows {
 fn bytes_of(rows: &RecordBatch) -> usize {
     rows.columns()
         .iter()
-        .map(|column| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size()))
+        .map(|column| {
+            column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
+        })
         .sum()
 }
 

@@ -57,11 +57,7 @@ pub(crate) async fn follow(
     find_again(table, &index, flush, &lost).await?;
     stage_again(table, &mut index, flush).await?;
     table.index = Some(index);
-    if table.definition.deletion_vectors {
-        table.assemble(flush, &[]).await
-    } else {
-        Ok(())
-    }
+    if table.definition.deletion_vectors { table.assemble(flush, &[]).await } else { Ok(()) }
 }
 
 /// The keys of rows that the flush deletes in files that are gone now.
@@ -76,7 +72,8 @@ async fn lost_bits(
         let Some(file) = table.state.files.get(path) else { continue };
         let rows: Vec<u32> = bits.iter().filter_map(|row| u32::try_from(row).ok()).collect();
         let mut keys =
-            KeyReader::open(&table.location, &table.definition, index, &file.add, FileId(0), Some(rows)).await?;
+            KeyReader::open(&table.location, &table.definition, index, &file.add, FileId(0), Some(rows))
+                .await?;
         while let Some(entries) = keys.next(&DeletionVector::default()).await? {
             lost.extend(entries.into_iter().map(|(key, _)| key));
         }

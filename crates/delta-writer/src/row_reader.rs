@@ -100,8 +100,10 @@ impl RowReader {
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.sources.len());
         for (source, field) in self.sources.iter().zip(self.schema.fields()) {
             columns.push(match source {
-                Source::File(at) => cast(read.columns().get(*at).ok_or_else(|| self.misread())?, field.data_type())
-                    .map_err(DeltaError::arrow("read a column in the table's type"))?,
+                Source::File(at) => {
+                    cast(read.columns().get(*at).ok_or_else(|| self.misread())?, field.data_type())
+                        .map_err(DeltaError::arrow("read a column in the table's type"))?
+                }
                 Source::Partition(value) => {
                     partition_value::decode_column(value.as_deref(), field.data_type(), rows)?
                 }
@@ -115,7 +117,10 @@ impl RowReader {
     }
 
     fn misread(&self) -> DeltaError {
-        DeltaError::CorruptLog { path: self.path.clone(), reason: "the file lost a column while it was read".into() }
+        DeltaError::CorruptLog {
+            path: self.path.clone(),
+            reason: "the file lost a column while it was read".into(),
+        }
     }
 }
 

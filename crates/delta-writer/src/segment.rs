@@ -34,7 +34,10 @@ pub(crate) fn check(table: &str, definition: &TableDefinition, changes: &RowChan
         return bad("updates and deletes need a key, and the table has none".to_owned());
     }
     if old_keys > 0 {
-        let key = definition.schema.project(&definition.key).map_err(DeltaError::arrow("choose the key's columns"))?;
+        let key = definition
+            .schema
+            .project(&definition.key)
+            .map_err(DeltaError::arrow("choose the key's columns"))?;
         if !same_columns(&changes.old_keys.schema(), &key) {
             return bad(format!("old keys have the columns {}", columns_of(&changes.old_keys.schema())));
         }
@@ -53,9 +56,11 @@ pub(crate) fn check(table: &str, definition: &TableDefinition, changes: &RowChan
 
 fn same_columns(left: &Schema, right: &Schema) -> bool {
     left.fields().len() == right.fields().len()
-        && left.fields().iter().zip(right.fields()).all(|(left, right)| {
-            left.name() == right.name() && left.data_type() == right.data_type()
-        })
+        && left
+            .fields()
+            .iter()
+            .zip(right.fields())
+            .all(|(left, right)| left.name() == right.name() && left.data_type() == right.data_type())
 }
 
 fn columns_of(schema: &Schema) -> String {

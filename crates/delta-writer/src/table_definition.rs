@@ -47,7 +47,8 @@ impl TableDefinition {
             }
         }
         for &at in &self.key {
-            let field = self.schema.fields().get(at).ok_or_else(|| bad(format!("no column {at} for the key")))?;
+            let field =
+                self.schema.fields().get(at).ok_or_else(|| bad(format!("no column {at} for the key")))?;
             if field.data_type().is_nested() {
                 return Err(DeltaError::UnsupportedColumn {
                     table: table.to_owned(),
@@ -76,7 +77,9 @@ impl TableDefinition {
             }
         }
         if !self.schema.fields().is_empty() && partitions.len() == self.schema.fields().len() {
-            return Err(bad("partition_by names every column; at least one has to be left for the files".into()));
+            return Err(bad(
+                "partition_by names every column; at least one has to be left for the files".into()
+            ));
         }
         Ok(())
     }
@@ -113,9 +116,14 @@ impl TableDefinition {
 
     /// The metadata of a new table, or of the next shape of the table with the metadata `previous`.
     pub(crate) fn metadata(&self, table: &str, previous: Option<&Metadata>, now: i64) -> Result<Metadata> {
-        let key: Vec<&str> =
-            self.key.iter().filter_map(|&at| self.schema.fields().get(at)).map(|field| field.name().as_str()).collect();
-        let key = serde_json::to_string(&key).map_err(|source| DeltaError::Json { what: "a table's key", source })?;
+        let key: Vec<&str> = self
+            .key
+            .iter()
+            .filter_map(|&at| self.schema.fields().get(at))
+            .map(|field| field.name().as_str())
+            .collect();
+        let key = serde_json::to_string(&key)
+            .map_err(|source| DeltaError::Json { what: "a table's key", source })?;
         let mut configuration = self.configuration.clone();
         configuration.insert(KEY_PROPERTY.to_owned(), key);
         configuration.insert(DELETION_VECTORS_PROPERTY.to_owned(), self.deletion_vectors.to_string());
@@ -141,7 +149,8 @@ impl TableDefinition {
             Some(text) => key_positions(table, &schema, &text)?,
         };
         let enabled = configuration.remove(DELETION_VECTORS_PROPERTY).is_some_and(|value| value == "true");
-        let has_feature = protocol.writer_features.iter().flatten().any(|feature| feature == "deletionVectors");
+        let has_feature =
+            protocol.writer_features.iter().flatten().any(|feature| feature == "deletionVectors");
         let definition = TableDefinition {
             schema,
             key,
@@ -163,15 +172,22 @@ impl TableDefinition {
 
     /// The columns that stand in data files: all but the partition columns.
     pub(crate) fn file_schema(&self) -> SchemaRef {
-        let fields: Vec<_> =
-            self.schema.fields().iter().filter(|field| !self.partition_by.contains(field.name())).cloned().collect();
+        let fields: Vec<_> = self
+            .schema
+            .fields()
+            .iter()
+            .filter(|field| !self.partition_by.contains(field.name()))
+            .cloned()
+            .collect();
         Arc::new(Schema::new(fields))
     }
 
     /// A batch of the table without its partition columns.
     pub(crate) fn file_batch(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let kept: Vec<usize> = (0..self.schema.fields().len())
-            .filter(|&at| self.schema.fields().get(at).is_some_and(|field| !self.partition_by.contains(field.name())))
+            .filter(|&at| {
+                self.schema.fields().get(at).is_some_and(|field| !self.partition_by.contains(field.name()))
+            })
             .collect();
         batch.project(&kept).map_err(DeltaError::arrow("leave partition columns out of a file"))
     }

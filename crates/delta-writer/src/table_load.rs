@@ -87,7 +87,8 @@ impl TableLoad {
         definition.check(location.uri())?;
         let existing = log::load(&location).await?;
         let previous = existing.as_ref().map(|loaded| &loaded.state.metadata);
-        let metadata = definition.metadata(location.uri(), previous, chrono::Utc::now().timestamp_millis())?;
+        let metadata =
+            definition.metadata(location.uri(), previous, chrono::Utc::now().timestamp_millis())?;
         let index = match definition.has_key() {
             true => {
                 let dir = index_recovery::index_dir(&options, &metadata.id);
@@ -108,7 +109,8 @@ impl TableLoad {
             let files = shared.files.lock().unwrap_or_else(PoisonError::into_inner);
             files.index.as_ref().map(|index| (index.hasher(), index.run_builder()))
         };
-        let sink = FileSink::new(shared.location.clone(), Arc::clone(&shared.definition), shared.options.clone());
+        let sink =
+            FileSink::new(shared.location.clone(), Arc::clone(&shared.definition), shared.options.clone());
         LoadWorker { shared, sink, keys, waiting: Vec::new(), waiting_bytes: 0 }
     }
 
@@ -148,7 +150,8 @@ impl TableLoad {
         }
         actions.push(Action::Txn(txn_of(spec)));
         if let Some(loaded) = &existing {
-            actions.extend(loaded.state.files.values().map(|file| Action::Remove(file.add.removal(now, true))));
+            actions
+                .extend(loaded.state.files.values().map(|file| Action::Remove(file.add.removal(now, true))));
         }
         actions.extend(adds.into_iter().map(Action::Add));
         let lines = render_actions(&actions)?;
@@ -157,7 +160,9 @@ impl TableLoad {
             PutOutcome::Theirs(_) => {
                 return Err(DeltaError::UnexpectedState {
                     table: shared.location.uri().to_owned(),
-                    reason: format!("version {version} was written by somebody else during the load; load again"),
+                    reason: format!(
+                        "version {version} was written by somebody else during the load; load again"
+                    ),
                 });
             }
         }
@@ -213,7 +218,8 @@ impl LoadWorker {
         }
         self.waiting_bytes += batch.get_array_memory_size();
         self.waiting.push(batch);
-        if !self.shared.definition.is_partitioned() || self.waiting_bytes > self.shared.options.pending_bytes {
+        if !self.shared.definition.is_partitioned() || self.waiting_bytes > self.shared.options.pending_bytes
+        {
             self.flush().await?;
         }
         Ok(())
@@ -237,8 +243,14 @@ impl LoadWorker {
         let Some((hasher, run)) = &mut self.keys else { return Ok(()) };
         let failed = |source| DeltaError::index(self.shared.location.uri())(source);
         for (batch, addresses) in batches.iter().zip(addresses) {
-            let key: Vec<_> =
-                self.shared.definition.key.iter().filter_map(|&at| batch.columns().get(at)).cloned().collect();
+            let key: Vec<_> = self
+                .shared
+                .definition
+                .key
+                .iter()
+                .filter_map(|&at| batch.columns().get(at))
+                .cloned()
+                .collect();
             for (key, address) in hasher.hash(&key).map_err(failed)?.into_iter().zip(addresses) {
                 run.push(key, address).map_err(failed)?;
             }

@@ -231,7 +231,8 @@ pub(crate) fn changes_rows(actions: &[Action]) -> bool {
 /// A load of ours replaces every row, foreign ones included.
 fn replaces_everything(actions: &[Action]) -> bool {
     let info = commit_info(actions);
-    is_ours(info) && info.and_then(|info| info.get("operation")).and_then(Value::as_str) == Some(LOAD_OPERATION)
+    is_ours(info)
+        && info.and_then(|info| info.get("operation")).and_then(Value::as_str) == Some(LOAD_OPERATION)
 }
 
 /// `commitInfo.operation` of a first load or reload.

@@ -103,7 +103,8 @@ pub(crate) async fn fill(
     }
     let mut files = BTreeMap::new();
     for (file, wanted) in wanted {
-        let add = file_of(table, file).ok_or_else(|| bad("an unchanged value lies in a file that is gone"))?;
+        let add =
+            file_of(table, file).ok_or_else(|| bad("an unchanged value lies in a file that is gone"))?;
         files.insert(file, read(table, &add, wanted).await?);
     }
     let mut columns = rows.columns().to_vec();
@@ -133,7 +134,8 @@ async fn read(table: &MirrorTable, add: &Add, wanted: Wanted) -> Result<Found> {
     while let Some(batch) = reader.next().await? {
         batches.push(batch);
     }
-    let batch = concat_batches(reader.schema(), &batches).map_err(DeltaError::arrow("join rows read back"))?;
+    let batch =
+        concat_batches(reader.schema(), &batches).map_err(DeltaError::arrow("join rows read back"))?;
     if batch.num_rows() != rows.len() {
         return Err(DeltaError::CorruptLog {
             path: add.path.clone(),

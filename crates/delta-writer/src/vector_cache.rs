@@ -60,7 +60,8 @@ impl VectorCache {
         let entry = Entry { id: descriptor.unique_id(), vector, bytes, used: self.clock };
         self.entries.insert(add.path.clone(), entry);
         while self.bytes > CAPACITY && self.entries.len() > 1 {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(path, _)| path.clone());
+            let oldest =
+                self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(path, _)| path.clone());
             match oldest {
                 Some(path) => self.forget(&path),
                 None => break,

@@ -4,7 +4,7 @@
 //! side, and the Delta type follows from the Arrow type alone. Domains are resolved to their base type
 //! before they get here; every type without a row of its own in the map is [`PgType::Text`].
 
-use arrow::datatypes::{DataType, Field, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use std::sync::Arc;
 
 /// Digits that a Delta decimal holds at most.
@@ -44,8 +44,16 @@ pub enum PgType {
     Bytea,
     /// pgvector's `vector`
     Vector,
-    /// an array of T, held as a list (never an array of arrays: Postgres has none)
+    /// an array of T, held as a list. Its element is an array itself only for domains over arrays:
+    /// the dimensions of one Postgres array are not in its type.
     Array(Box<PgType>),
+    /// an array whose type separates elements by something other than a comma (`box`: `;`), held as a list of text
+    DelimitedArray {
+        /// `pg_type.typdelim`
+        delimiter: u8,
+    },
+    /// an array (one of the two before) of a table with `arrays: json`: JSON text
+    JsonArray(Box<PgType>),
     /// everything else: Postgres's own text form
     Text,
 }
@@ -65,14 +73,78 @@ impl PgType {
             PgType::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, None),
             PgType::Timestamptz => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
             PgType::Bytea => DataType::Binary,
-            PgType::Vector => list_of(DataType::Float32),
-            PgType::Array(element) => list_of(element.arrow_type()),
-            PgType::Text => DataType::Utf8,
+            PgType::Vector => DataType::List(PgType::Float4.element_field()),
+            PgType::Array(element) => DataType::List(element.element_field()),
+            PgType::DelimitedArray { .. } => DataType::List(PgType::Text.element_field()),
+            PgType::JsonArray(_) | PgType::Text => DataType::Utf8,
         }
+    }
+
+    /// The item of a list of this type. Delta's arrays call it `element`, as Parquet's three-level lists do.
+    pub(crate) fn element_field(&self) -> FieldRef {
+        Arc::new(Field::new("element", self.arrow_type(), true))
+    }
+
+    /// Whether the first load copies values of this type in binary. The others are sent as text: their
+    /// binary form is either an internal one (`uuid`, `jsonb`, `inet`, composites) or, for arrays, one
+    /// in which a value that Delta cannot hold would lose the text that its dead letter shows.
+    pub fn copy_as_binary(&self) -> bool {
+        match self {
+            PgType::Bool
+            | PgType::Int2
+            | PgType::Int4
+            | PgType::Int8
+            | PgType::Oid
+            | PgType::Float4
+            | PgType::Float8
+            | PgType::Decimal { .. }
+            | PgType::Date
+            | PgType::Timestamp
+            | PgType::Timestamptz
+            | PgType::Bytea
+            | PgType::Vector => true,
+            PgType::Array(_) | PgType::DelimitedArray { .. } | PgType::JsonArray(_) | PgType::Text => false,
+        }
+    }
+
+    /// What a COPY's SELECT has to say for a column of this type, given its quoted name.
+    ///
+    /// Text must be what the type's *output function* writes, because the stream sends that. A cast is
+    /// something else for some types: `::text` strips the blanks of `char(n)`, adds `/32` to an `inet`,
+    /// and any type may have a cast of its own. `concat` calls the output function; its empty string for
+    /// null is undone by `num_nulls`, since `IS NULL` is also true for a composite of nulls.
+    pub fn copy_expression(&self, quoted_column: &str) -> String {
+        if self.copy_as_binary() {
+            return quoted_column.to_owned();
+        }
+        format!(
+            "CASE WHEN pg_catalog.num_nulls({quoted_column}) = 0 THEN pg_catalog.concat({quoted_column}) END"
+        )
     }
 }
 
-/// Delta's arrays name their item `element`, as Parquet's three-level lists do.
-fn list_of(element: DataType) -> DataType {
-    DataType::List(Arc::new(Field::new("element", element, true)))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_are_lists_of_nullable_elements() {
+        let list = PgType::Array(Box::new(PgType::Decimal { precision: 10, scale: 2 })).arrow_type();
+        let DataType::List(field) = list else { panic!("{list:?}") };
+        assert_eq!((field.name().as_str(), field.is_nullable()), ("element", true));
+        assert_eq!(field.data_type(), &DataType::Decimal128(10, 2));
+        assert_eq!(
+            PgType::JsonArray(Box::new(PgType::Array(Box::new(PgType::Int4)))).arrow_type(),
+            DataType::Utf8
+        );
+    }
+
+    #[test]
+    fn text_is_copied_through_the_output_function() {
+        assert_eq!(PgType::Int4.copy_expression("\"a\""), "\"a\"");
+        assert_eq!(
+            PgType::Text.copy_expression("\"a\""),
+            "CASE WHEN pg_catalog.num_nulls(\"a\") = 0 THEN pg_catalog.concat(\"a\") END"
+        );
+    }
 }

@@ -22,8 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) struct IndexDirectory {
     path: PathBuf,
     next_run: AtomicU64,
-    // The lock goes with the file handle, that is with the last part of the index.
-    _lock: File,
+    lock: File,
 }
 
 impl IndexDirectory {
@@ -33,7 +32,7 @@ impl IndexDirectory {
         let lock_path = path.join("LOCK");
         let lock = File::create(&lock_path).in_place("create", &lock_path)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), next_run: AtomicU64::new(1), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), next_run: AtomicU64::new(1), lock }),
             Err(TryLockError::WouldBlock) => Err(KeyIndexError::InUse { dir: path.to_owned() }),
             Err(TryLockError::Error(source)) => Err(source).in_place("lock", &lock_path),
         }
@@ -88,5 +87,15 @@ impl IndexDirectory {
             _ => {}
         }
         self.remove_leftovers(&HashSet::new())
+    }
+}
+
+impl Drop for IndexDirectory {
+    /// The last part of the index is gone. Closing the file is not enough: a child process that is being
+    /// started at this moment holds a copy of the handle, and with it the lock.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(dir = %self.path.display(), %error, "the lock of a key index stays for now");
+        }
     }
 }

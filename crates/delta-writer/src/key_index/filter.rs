@@ -42,7 +42,7 @@ impl Filter {
         Self { lines: vec![[0; WORDS_PER_LINE]; wanted as usize], probes }
     }
 
-    /// A filter as [`Self::to_bytes`] wrote it; `None` when the numbers cannot be one.
+    /// A filter as [`Self::bytes`] gave it; `None` when the numbers cannot be one.
     pub(super) fn from_bytes(bytes: &[u8], probes: u32) -> Option<Self> {
         let (words, rest) = bytes.as_chunks::<8>();
         let (lines, odd) = words.as_chunks::<WORDS_PER_LINE>();
@@ -52,8 +52,8 @@ impl Filter {
         Some(Self { lines: lines.iter().map(|line| line.map(u64::from_le_bytes)).collect(), probes })
     }
 
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
-        self.lines.iter().flatten().flat_map(|word| word.to_le_bytes()).collect()
+    pub(super) fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
+        self.lines.iter().flatten().flat_map(|word| word.to_le_bytes())
     }
 
     pub(super) fn probes(&self) -> u32 {
@@ -116,7 +116,7 @@ mod tests {
     fn a_filter_survives_its_bytes() {
         let mut filter = Filter::for_keys(1000);
         (0..1000).for_each(|n| filter.insert(key(n)));
-        let read = Filter::from_bytes(&filter.to_bytes(), filter.probes()).unwrap();
+        let read = Filter::from_bytes(&filter.bytes().collect::<Vec<_>>(), filter.probes()).unwrap();
         assert_eq!(read.lines, filter.lines);
     }
 

@@ -131,7 +131,7 @@ impl KeyIndex {
         let mut runs = Vec::with_capacity(manifest.runs.len());
         for record in manifest.runs {
             directory.reserve_up_to(record.number);
-            runs.push(Arc::new(Run::open(&directory, record)?));
+            runs.push(Run::open(&directory, record)?);
         }
         Ok(Some(Self {
             directory,
@@ -219,7 +219,7 @@ impl KeyIndex {
 
     /// Adds a run to the flush under way, as if its entries were staged now.
     pub fn stage_run(&mut self, run: SealedRun) -> Result<(), KeyIndexError> {
-        if !Arc::ptr_eq(&run.directory, &self.directory) {
+        if !Arc::ptr_eq(&run.run.directory, &self.directory) {
             return Err(KeyIndexError::ForeignRun { path: run.run.path.clone() });
         }
         if run.entries() > 0 {

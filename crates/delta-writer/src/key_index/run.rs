@@ -118,14 +118,17 @@ pub(super) struct Run {
     pub(super) fences: Vec<KeyHash>,
     pub(super) filter: Filter,
     pub(super) kept: AtomicBool,
-    // Keeps the directory's lock: while this run can remove its file, nobody else makes one of that name.
-    pub(super) _directory: Arc<IndexDirectory>,
+    /// Also keeps the lock: while this run can remove its file, nobody else makes one of that name.
+    pub(super) directory: Arc<IndexDirectory>,
 }
 
 impl Run {
     /// Opens a run that the manifest names. Checks everything but the blocks, which are checked as they are
     /// read, and those too unless the file is known to have reached the disk.
-    pub(super) fn open(directory: &Arc<IndexDirectory>, record: RunRecord) -> Result<Self, KeyIndexError> {
+    pub(super) fn open(
+        directory: &Arc<IndexDirectory>,
+        record: RunRecord,
+    ) -> Result<Arc<Self>, KeyIndexError> {
         let path = directory.run(record.number);
         let damaged = |what| KeyIndexError::Damaged { path: path.clone(), what };
         let file = match File::open(&path) {
@@ -160,16 +163,20 @@ impl Run {
             fences.as_chunks().0.iter().map(|fence| KeyHash(u128::from_le_bytes(*fence))).collect::<Vec<_>>();
         let filter = Filter::from_bytes(filter, footer.filter_probes)
             .ok_or_else(|| damaged("its filter is malformed"))?;
-        let kept = AtomicBool::new(true);
-        let _directory = Arc::clone(directory);
-        let run = Self { file, path, record, tag: footer.tag, bytes, fences, filter, kept, _directory };
+        let run = Arc::new(Self {
+            file,
+            path,
+            record,
+            tag: footer.tag,
+            bytes,
+            fences,
+            filter,
+            kept: AtomicBool::new(true),
+            directory: Arc::clone(directory),
+        });
         if !record.synced {
-            let mut every_entry = RunReader::new(Arc::new(run));
-            while every_entry.next()?.is_some() {}
-            return Arc::into_inner(every_entry.run).ok_or(KeyIndexError::Damaged {
-                path: directory.run(record.number),
-                what: "it is read elsewhere",
-            });
+            let mut reader = RunReader::new(Arc::clone(&run));
+            while reader.next()?.is_some() {}
         }
         Ok(run)
     }

@@ -30,7 +30,6 @@ pub struct RunBuilder {
 #[derive(Debug)]
 pub struct SealedRun {
     pub(super) run: Run,
-    pub(super) directory: Arc<IndexDirectory>,
 }
 
 impl SealedRun {
@@ -73,7 +72,7 @@ impl RunBuilder {
             self.collected = Vec::new();
             self.merge_parts()?
         };
-        Ok(SealedRun { run, directory: self.directory })
+        Ok(SealedRun { run })
     }
 
     fn write_part(&mut self) -> Result<(), KeyIndexError> {

@@ -98,18 +98,18 @@ impl RunWriter {
         if !self.block.is_empty() {
             self.seal_block()?;
         }
-        let filter = self.filter.to_bytes();
-        let mut index = self.fences.iter().flat_map(|fence| fence.0.to_le_bytes()).collect::<Vec<_>>();
-        index.extend_from_slice(&filter);
+        self.write_out()?;
+        self.unwritten.extend(self.fences.iter().flat_map(|fence| fence.0.to_le_bytes()));
+        let fence_bytes = self.unwritten.len();
+        self.unwritten.extend(self.filter.bytes());
         let footer = Footer {
             entries: self.entries,
-            filter_bytes: filter.len() as u64,
+            filter_bytes: (self.unwritten.len() - fence_bytes) as u64,
             filter_probes: self.filter.probes(),
             tag: self.tag,
-            index_checksum: crc32fast::hash(&index),
+            index_checksum: crc32fast::hash(&self.unwritten),
         };
         let (footer, footer_checksum) = footer.to_bytes();
-        self.unwritten.extend_from_slice(&index);
         self.unwritten.extend_from_slice(&footer);
         self.write_out()?;
         if let (true, Some(file)) = (sync, &self.file) {
@@ -127,7 +127,7 @@ impl RunWriter {
             fences: std::mem::take(&mut self.fences),
             filter: std::mem::replace(&mut self.filter, Filter::for_keys(0)),
             kept: AtomicBool::new(false),
-            _directory: Arc::clone(&self.directory),
+            directory: Arc::clone(&self.directory),
         })
     }
 }

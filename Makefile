@@ -1,0 +1,65 @@
+# Tidewater: everything a checkout can do.
+#
+# Needs Rust (the pinned toolchain is fetched by rustup), Python 3.10 or newer, Java 17 or newer, Maven
+# and a C compiler. `make setup` brings the rest, a PostgreSQL 18 included, into .venv and .tools.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# PostgreSQL as `make setup` placed it. Name another one in the environment to use that.
+TIDEWATER_POSTGRES_BIN ?= $(CURDIR)/.tools/postgres/bin
+export TIDEWATER_POSTGRES_BIN
+
+CARGO ?= cargo
+PYTHON := $(CURDIR)/.venv/bin/python
+
+.PHONY: help
+help: ## what each target does
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do \
+	    printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: tools
+tools: # the two that no script of ours checks
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust through https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "cc is missing: install a C compiler (Debian: build-essential)" >&2; exit 1; }
+
+.PHONY: readers
+readers: ## installs Spark, DuckDB, Polars, delta-rs and PostgreSQL 18; quick when already done
+	@tests/readers/setup.sh
+
+.PHONY: setup
+setup: tools readers ## everything a fresh machine needs; quick when already done
+	@$(PYTHON) tests/place_postgres.py
+	@$(CARGO) fetch --locked --quiet
+
+.PHONY: build
+build: tools ## the binary, target/debug/tidewater
+	$(CARGO) build --locked --package tidewater
+
+.PHONY: demo
+demo: setup ## the tour: load, sync, query, travel
+	$(CARGO) run --locked --quiet --package tidewater -- demo
+
+.PHONY: lint
+lint: tools ## formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# Binaries and tests are built by one command, so that the end-to-end tests find the binary of these
+# sources beside them.
+.PHONY: test
+test: setup lint ## lint, the tests of every crate, and end to end with real Postgres and real readers
+	$(CARGO) build --workspace --bins --tests --locked
+	$(CARGO) test --workspace --locked
+	@echo "make test: all passed"
+
+.PHONY: bench
+bench: setup ## micro-benchmarks
+	$(CARGO) bench --workspace --locked
+
+.PHONY: clean
+clean: ## removes what was built and installed
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) tests/place_postgres.py --remove; fi
+	rm -rf .venv .tools
+	$(CARGO) clean

@@ -1,0 +1,333 @@
+//! A lake opened for queries.
+//!
+//! ```text
+//! text --LakeDialect--> statement --time_travel::collect--> references
+//!   each reference: folders::find -> SnapshotCache (newest now, or pinned) -> source_names::provider
+//! statement with the full names --DataFusion--> stream of record batches
+//! ```
+//!
+//! The invariant: within one query a table's newest state is one version, fixed at the query's start, and
+//! every row comes from the version its reference asked for. DataFusion gets to see only the tables that
+//! this query resolved, in a catalog of its own.
+
+use crate::commit_log::CommitLog;
+use crate::dialect::LakeDialect;
+use crate::error::LakeSqlError;
+use crate::folders::{self, TableFolder, Wanted};
+use crate::snapshot_cache::SnapshotCache;
+use crate::source_names;
+use crate::store::LakeStore;
+use crate::table_name::{TableName, quoted};
+use crate::time_travel::{self, Reference, Version};
+use crate::timestamp::{self, Moment};
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::{
+    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
+    MemorySchemaProvider, SchemaProvider, TableProvider,
+};
+use datafusion::execution::context::SQLOptions;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::parser::Statement as PlannedStatement;
+use deltalake::DeltaTable;
+use futures::{StreamExt, TryStreamExt, stream};
+use sqlparser::ast::Statement;
+use sqlparser::parser::Parser;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+/// Tables opened at a time when all are listed.
+const CONCURRENT_OPENS: usize = 8;
+
+/// The schema that an unqualified name means first, as Postgres's default search path has it.
+const DEFAULT_SCHEMA: &str = "public";
+
+/// A lake opened for queries. Cheap to share behind an `Arc`; queries do not wait for each other.
+pub struct LakeSession {
+    lake: LakeStore,
+    context: SessionContext,
+    snapshots: SnapshotCache,
+}
+
+/// A table that discovery found.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LakeTable {
+    /// Its original name.
+    pub name: TableName,
+    /// Its folder, as a path inside the store.
+    pub location: String,
+}
+
+/// A query's rows, streamed: nothing is held but what the query's operators need.
+pub struct QueryResult {
+    /// The columns.
+    pub schema: SchemaRef,
+    /// The rows.
+    pub stream: SendableRecordBatchStream,
+}
+
+impl fmt::Debug for LakeSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LakeSession").field("root", &self.lake.root).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for QueryResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueryResult").field("schema", &self.schema).finish_non_exhaustive()
+    }
+}
+
+/// A table in a state, on its way into a query's catalog.
+struct Resolved {
+    folder: TableFolder,
+    name: TableName,
+    table: DeltaTable,
+    pinned: Option<u64>,
+}
+
+impl Resolved {
+    /// Its name in the query's catalog. A folder's name holds no `@`, so versions cannot clash with databases.
+    fn catalog_name(&self) -> [String; 3] {
+        let database = self.name.database.as_deref().unwrap_or("lake");
+        let catalog = match self.pinned {
+            Some(version) => format!("{database}@v{version}"),
+            None => database.to_owned(),
+        };
+        [catalog, self.name.schema.clone(), self.name.table.clone()]
+    }
+}
+
+impl LakeSession {
+    /// Opens the lake at a local path or `s3://bucket/prefix`; `options` are the contract's `lake.options`.
+    ///
+    /// A local folder must exist; a bucket is first spoken to by the first query.
+    pub async fn open(uri: &str, options: &BTreeMap<String, String>) -> Result<LakeSession, LakeSqlError> {
+        let lake = LakeStore::open(uri, options)?;
+        let mut config = SessionConfig::new().with_create_default_catalog_and_schema(false);
+        let settings = config.options_mut();
+        // Views would show in the Arrow output, where older readers fail on them.
+        settings.execution.parquet.schema_force_view_types = false;
+        Ok(LakeSession {
+            lake,
+            context: SessionContext::new_with_config(config),
+            snapshots: SnapshotCache::default(),
+        })
+    }
+
+    /// Plans one statement and starts it.
+    pub async fn sql(&self, query: &str) -> Result<QueryResult, LakeSqlError> {
+        let mut statement = parse_one(query)?;
+        let kind = Kind::of(&statement)?;
+        if kind == Kind::ShowTables {
+            return self.show_tables().await;
+        }
+        let references = time_travel::collect(&mut statement)?;
+        let resolved = self.resolve_all(&references).await?;
+        let names: Vec<_> = resolved.iter().map(Resolved::catalog_name).collect();
+        time_travel::rename(&mut statement, &names)?;
+        let context = self.query_context(resolved).await?;
+        let plan =
+            context.state().statement_to_plan(PlannedStatement::Statement(Box::new(statement))).await?;
+        // The syntax tree was checked; the plan is checked again, so that nothing that writes slips by.
+        SQLOptions::new()
+            .with_allow_ddl(false)
+            .with_allow_dml(false)
+            .with_allow_statements(false)
+            .verify_plan(&plan)?;
+        let stream = context.execute_logical_plan(plan).await?.execute_stream().await?;
+        Ok(QueryResult { schema: stream.schema(), stream })
+    }
+
+    /// Every table of the lake, by name. Lists the whole lake and opens each table's log: not for every query.
+    pub async fn tables(&self) -> Result<Vec<LakeTable>, LakeSqlError> {
+        let found = folders::find(&self.lake, Wanted::default()).await?;
+        let mut tables: Vec<LakeTable> = stream::iter(found)
+            .map(|folder| async move {
+                let table = self.snapshots.newest(&self.lake, &folder.location).await?;
+                let name = source_names::table_name(&folder, &table)?;
+                Ok::<_, LakeSqlError>(LakeTable { name, location: folder.location.to_string() })
+            })
+            .buffer_unordered(CONCURRENT_OPENS)
+            .try_collect()
+            .await?;
+        tables.sort();
+        Ok(tables)
+    }
+
+    async fn show_tables(&self) -> Result<QueryResult, LakeSqlError> {
+        let rows = crate::show_tables::rows(self.tables().await?)?;
+        let stream = self.context.read_batch(rows)?.execute_stream().await?;
+        Ok(QueryResult { schema: stream.schema(), stream })
+    }
+
+    /// Resolves references in order; a table that occurs twice is looked up and brought up to date once.
+    async fn resolve_all(&self, references: &[Reference]) -> Result<Vec<Resolved>, LakeSqlError> {
+        let mut newest: HashMap<&[String], (TableFolder, TableName, DeltaTable)> = HashMap::new();
+        let mut resolved = Vec::with_capacity(references.len());
+        for reference in references {
+            if !newest.contains_key(reference.name.as_slice()) {
+                newest.insert(&reference.name, self.look_up(&reference.name).await?);
+            }
+            let Some((folder, name, table)) = newest.get(reference.name.as_slice()) else { continue };
+            let (folder, name) = (folder.clone(), name.clone());
+            let pinned = match &reference.version {
+                Version::Newest => None,
+                Version::Number(version) => Some(*version),
+                Version::AtTime(moment) => {
+                    let moment = timestamp::evaluate(&self.context, moment).await?;
+                    Some(self.version_at(&folder, &name, moment).await?)
+                }
+            };
+            let table = match pinned {
+                None => table.clone(),
+                Some(version) => self.pinned(&folder, &name, version).await?,
+            };
+            resolved.push(Resolved { folder, name, table, pinned });
+        }
+        Ok(resolved)
+    }
+
+    /// The one table that a name means, at its newest version.
+    async fn look_up(&self, parts: &[String]) -> Result<(TableFolder, TableName, DeltaTable), LakeSqlError> {
+        let written = || parts.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(".");
+        let wanted = match parts {
+            [first, ..] if first == "live" && parts.len() > 2 => {
+                return Err(LakeSqlError::NotAvailableYet {
+                    what: format!("live rows ({})", written()),
+                    instead: "leave `live.` away to read the lake's newest rows",
+                });
+            }
+            [table] => Wanted { table: Some(table), ..Wanted::default() },
+            [schema, table] => Wanted { schema: Some(schema), table: Some(table), ..Wanted::default() },
+            [database, schema, table] => {
+                Wanted { database: Some(database), schema: Some(schema), table: Some(table) }
+            }
+            _ => return Err(LakeSqlError::NoSuchTable { name: written() }),
+        };
+        let mut candidates = Vec::new();
+        for folder in folders::find(&self.lake, wanted).await? {
+            let table = self.snapshots.newest(&self.lake, &folder.location).await?;
+            let name = source_names::table_name(&folder, &table)?;
+            if source_names::answers_to(&name, parts) {
+                candidates.push((folder, name, table));
+            }
+        }
+        if parts.len() == 1 && candidates.iter().any(|(_, name, _)| name.schema == DEFAULT_SCHEMA) {
+            candidates.retain(|(_, name, _)| name.schema == DEFAULT_SCHEMA);
+        }
+        match (candidates.pop(), candidates.is_empty()) {
+            (Some(only), true) => Ok(only),
+            (Some(last), false) => {
+                candidates.push(last);
+                let candidates = candidates.into_iter().map(|(_, name, _)| name).collect();
+                Err(LakeSqlError::AmbiguousTable { name: written(), candidates })
+            }
+            (None, _) => Err(LakeSqlError::NoSuchTable { name: written() }),
+        }
+    }
+
+    async fn version_at(
+        &self,
+        folder: &TableFolder,
+        name: &TableName,
+        moment: Moment,
+    ) -> Result<u64, LakeSqlError> {
+        let log = CommitLog::list(&self.lake, &folder.location).await?;
+        let Some(log) = log else { return Err(LakeSqlError::NoSuchTable { name: name.to_string() }) };
+        log.at(&self.lake, name, moment.micros()).await?.map_err(|(earliest, millis)| {
+            LakeSqlError::BeforeFirstVersion {
+                table: name.clone(),
+                asked: moment.to_string(),
+                earliest,
+                earliest_time: Moment::from_millis(millis).to_string(),
+            }
+        })
+    }
+
+    /// A version that has to be there; what the Delta reader says when it is not names no range, so the log is asked.
+    async fn pinned(
+        &self,
+        folder: &TableFolder,
+        name: &TableName,
+        version: u64,
+    ) -> Result<DeltaTable, LakeSqlError> {
+        let failed = match self.snapshots.at_version(&self.lake, &folder.location, version).await {
+            Ok(table) => return Ok(table),
+            Err(failed) => failed,
+        };
+        match CommitLog::list(&self.lake, &folder.location).await? {
+            Some(CommitLog { earliest, latest, .. }) if !(earliest..=latest).contains(&version) => {
+                Err(LakeSqlError::NoSuchVersion { table: name.clone(), version, earliest, latest })
+            }
+            _ => Err(failed),
+        }
+    }
+
+    /// A context whose catalog holds this query's tables and nothing else.
+    async fn query_context(&self, resolved: Vec<Resolved>) -> Result<SessionContext, LakeSqlError> {
+        let mut tables: HashMap<[String; 3], Arc<dyn TableProvider>> = HashMap::new();
+        for table in resolved {
+            let name = table.catalog_name();
+            if !tables.contains_key(&name) {
+                let rows = source_names::provider(&self.context, &table.folder, &table.table).await?;
+                tables.insert(name, rows);
+            }
+        }
+        let catalogs = MemoryCatalogProviderList::new();
+        for ([database, schema, table], rows) in tables {
+            let catalog = match catalogs.catalog(&database) {
+                Some(catalog) => catalog,
+                None => {
+                    let catalog: Arc<dyn CatalogProvider> = Arc::new(MemoryCatalogProvider::new());
+                    catalogs.register_catalog(database, Arc::clone(&catalog));
+                    catalog
+                }
+            };
+            let tables = match catalog.schema(&schema) {
+                Some(tables) => tables,
+                None => {
+                    let tables: Arc<dyn SchemaProvider> = Arc::new(MemorySchemaProvider::new());
+                    catalog.register_schema(&schema, Arc::clone(&tables))?;
+                    tables
+                }
+            };
+            tables.register_table(table, rows)?;
+        }
+        let state = SessionStateBuilder::new_from_existing(self.context.state())
+            .with_catalog_list(Arc::new(catalogs))
+            .build();
+        Ok(SessionContext::new_with_state(state))
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Kind {
+    Query,
+    ShowTables,
+}
+
+impl Kind {
+    fn of(statement: &Statement) -> Result<Kind, LakeSqlError> {
+        match statement {
+            Statement::Query(_) => Ok(Kind::Query),
+            Statement::Explain { statement: explained, .. } => match Kind::of(explained)? {
+                Kind::Query => Ok(Kind::Query),
+                Kind::ShowTables => Err(time_travel::read_only(&statement.to_string())),
+            },
+            // Filters of SHOW TABLES are not there yet, and must not be dropped either.
+            Statement::ShowTables { .. } if statement.to_string() == "SHOW TABLES" => Ok(Kind::ShowTables),
+            other => Err(time_travel::read_only(&other.to_string())),
+        }
+    }
+}
+
+fn parse_one(query: &str) -> Result<Statement, LakeSqlError> {
+    let mut statements = Parser::parse_sql(&LakeDialect::default(), query).map_err(LakeSqlError::Syntax)?;
+    match (statements.pop(), statements.len()) {
+        (Some(only), 0) => Ok(only),
+        (last, others) => Err(LakeSqlError::NotOneStatement { found: others + usize::from(last.is_some()) }),
+    }
+}

@@ -1,0 +1,199 @@
+//! `tidewater.yaml`: the one file that says what Tidewater does.
+//!
+//! ```text
+//!   bytes ──document──▶ tree of spans ──reader──▶ Config ──checks──▶ Config
+//!                          │              ▲ fills in ${VAR}, paths, secrets
+//!                          └── mistake ◀──┴─────────────── each points at bytes of the file
+//! ```
+//!
+//! A [`Config`] that exists is valid: defaults are filled in, paths absolute, secrets fetched, names checked.
+//! What cannot be known without a live source (which tables a glob matches) is asked of
+//! [`Config::entry_for`] and [`folder::assign`] once it is. No secret leaves through `Debug`, `Serialize` or an error.
+
+mod checks;
+mod core;
+mod database;
+mod document;
+pub mod folder;
+mod interpolation;
+mod lake;
+mod listen;
+mod mistake;
+mod path;
+mod quantity;
+mod reader;
+pub mod schema;
+mod secret;
+mod to_lake;
+mod to_postgres;
+
+pub use self::core::{Core, CoreDatabase, Durability, Keeper, Mount};
+pub use database::{Database, Tls, UrlDatabase};
+pub use lake::{Lake, StoreOptions};
+pub use listen::{Listen, Telemetry, TlsFiles};
+pub use mistake::{ConfigError, MistakeReport};
+pub use path::{LocalPath, Location};
+pub use quantity::{ByteSize, ParseQuantityError, Period};
+pub use secret::{DatabaseUrl, Secret};
+pub use to_lake::{Arrays, FlushPolicy, Mode, SchemaChanges, TableOverride, ToLake, Unrepresentable};
+pub use to_postgres::{ServeMode, ToPostgres};
+
+use reader::Surroundings;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Thousands of tables fit; a data file named by mistake does not.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+/// The whole configuration.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "tidewater.yaml")]
+pub struct Config {
+    /// The version of this file's format: 1.
+    #[schemars(range(min = 1, max = 1))]
+    pub version: u32,
+    /// Part of slot, publication and txn names: two installations on one source never collide.
+    #[serde(default = "default_instance")]
+    #[schemars(regex(pattern = r"^[a-z][a-z0-9_]{0,19}$"))]
+    pub instance: String,
+    /// Where the Delta tables are.
+    pub lake: Lake,
+    /// Soft state only: key indexes, spill files, the control socket. Deleting it loses nothing.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: LocalPath,
+    /// The built-in Postgres; leave out to use only your own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core: Option<Core>,
+    /// Databases by name; the name is their folder in the lake.
+    #[serde(default)]
+    pub databases: BTreeMap<String, Database>,
+    /// Postgres -> Delta.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to_lake: Vec<ToLake>,
+    /// Delta -> Postgres.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to_postgres: Vec<ToPostgres>,
+    /// What Tidewater writes about itself into the lake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<Telemetry>,
+    /// Where it can be reached.
+    #[serde(default)]
+    pub listen: Listen,
+}
+
+fn default_instance() -> String {
+    "main".to_owned()
+}
+
+fn default_state_dir() -> LocalPath {
+    LocalPath::unresolved(".tidewater")
+}
+
+impl Config {
+    /// Reads and checks the file at `path` against the process's environment.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let source = read_bounded(path)?;
+        let absolute = std::path::absolute(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned);
+        let surroundings = Surroundings { folder, variable: &|name| std::env::var(name).ok() };
+        Config::from_source(&path.display().to_string(), &source, &surroundings)
+    }
+
+    fn from_source(file: &str, source: &str, surroundings: &Surroundings<'_>) -> Result<Config, ConfigError> {
+        let tree = document::Node::parse(source)
+            .map_err(|mistake| mistake::report(file, source, None, vec![mistake]))?;
+        let mut config: Config = reader::read(&tree, surroundings)
+            .map_err(|mistake| mistake::report(file, source, Some(&tree), vec![mistake]))?;
+        let mistakes = checks::check(&config, &tree);
+        config.fill_in(surroundings);
+        if mistakes.is_empty() {
+            Ok(config)
+        } else {
+            Err(mistake::report(file, source, Some(&tree), mistakes))
+        }
+    }
+
+    /// Fills in the defaults that depend on something else: every entry shows the flush of its database.
+    fn fill_in(&mut self, surroundings: &Surroundings<'_>) {
+        self.state_dir = self.state_dir.resolved(&surroundings.folder);
+        let policies: Vec<_> = self.to_lake.iter().map(|entry| self.flush_policy(&entry.database)).collect();
+        for (entry, policy) in self.to_lake.iter_mut().zip(policies) {
+            entry.flush.get_or_insert(policy.every);
+            entry.flush_rows.get_or_insert(policy.rows);
+            entry.flush_bytes.get_or_insert(policy.bytes);
+        }
+    }
+
+    /// When this database's changes are flushed: what any of its entries says, else the default.
+    pub fn flush_policy(&self, database: &str) -> FlushPolicy {
+        let entries = || self.to_lake.iter().filter(|entry| entry.database == database);
+        let default = FlushPolicy::default();
+        FlushPolicy {
+            every: entries().find_map(|entry| entry.flush).unwrap_or(default.every),
+            rows: entries().find_map(|entry| entry.flush_rows).unwrap_or(default.rows),
+            bytes: entries().find_map(|entry| entry.flush_bytes).unwrap_or(default.bytes),
+        }
+    }
+
+    /// The entry that a table belongs to; an error when two claim it.
+    pub fn entry_for(
+        &self,
+        database: &str,
+        schema: &str,
+        table: &str,
+    ) -> Result<Option<&ToLake>, ClaimedTwice> {
+        let mut claims = self
+            .to_lake
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.database == database && entry.matches(schema, table));
+        match (claims.next(), claims.next()) {
+            (Some((first, _)), Some((second, _))) => Err(ClaimedTwice {
+                database: database.to_owned(),
+                table: format!("{schema}.{table}"),
+                entries: (first, second),
+            }),
+            (first, _) => Ok(first.map(|(_, entry)| entry)),
+        }
+    }
+
+    /// The socket that commands speak to the daemon over.
+    pub fn control_socket(&self) -> PathBuf {
+        self.state_dir.join("control.sock")
+    }
+}
+
+/// A table that two entries of `to_lake` match.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "table {table} of database {database} is matched by to_lake[{first}] and to_lake[{second}]: exclude it in one of them",
+    first = entries.0,
+    second = entries.1
+)]
+pub struct ClaimedTwice {
+    /// its database
+    pub database: String,
+    /// `schema.table`
+    pub table: String,
+    /// positions in `to_lake`
+    pub entries: (usize, usize),
+}
+
+fn read_bounded(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => ConfigError::Missing { path: path.to_owned() },
+        _ => unreadable(source),
+    })?;
+    let mut text = String::new();
+    file.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if u64::try_from(text.len()).is_ok_and(|bytes| bytes > MAX_CONFIG_BYTES) {
+        return Err(ConfigError::TooLong { path: path.to_owned(), limit: MAX_CONFIG_BYTES });
+    }
+    Ok(text)
+}

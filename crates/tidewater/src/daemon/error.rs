@@ -1,0 +1,186 @@
+//! What ends or interrupts a sync.
+
+use delta_writer::DeltaError;
+use std::io;
+
+/// The daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A part of the configuration that this version does not act on, or that contradicts the source.
+    #[error("{0}")]
+    Configuration(String),
+    /// A database's private Postgres cannot be had.
+    #[error("the built-in Postgres of database `{database}` does not run")]
+    Core {
+        /// The database's name in the configuration.
+        database: String,
+        /// The reason.
+        #[source]
+        source: oltp_core::CoreError,
+    },
+    /// The lake cannot be opened.
+    #[error("the lake cannot be used")]
+    Lake(#[source] DeltaError),
+    /// A database's sync cannot go on.
+    #[error("sync of database `{database}` has stopped")]
+    Sync {
+        /// The database's name in the configuration.
+        database: String,
+        /// The reason.
+        #[source]
+        source: Box<SyncError>,
+    },
+    /// A task of the daemon ended out of turn.
+    #[error("a task of the daemon ended unexpectedly; its reason stands in the log")]
+    TaskGone,
+}
+
+/// One database's sync is interrupted, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The configuration contradicts itself or the source.
+    #[error("{0}")]
+    Configuration(String),
+    /// The source refuses or is away.
+    #[error(transparent)]
+    Source(#[from] postgres_connector::Error),
+    /// Another daemon follows the slot.
+    #[error(
+        "another process is syncing database `{database}` already: stop it, or give this installation \
+         another `instance` name"
+    )]
+    SecondDaemon {
+        /// The database's name in the configuration.
+        database: String,
+        /// The server's answer, with the process id there.
+        #[source]
+        source: postgres_connector::Error,
+    },
+    /// Another daemon writes the same lake.
+    #[error(transparent)]
+    SecondWriter(DeltaError),
+    /// The lake is away, or a table in it cannot be read.
+    #[error(transparent)]
+    Lake(#[from] DeltaError),
+    /// The database's sync state in the lake cannot be read or written.
+    #[error("cannot read or write {path} in the lake")]
+    LakeState {
+        /// The object.
+        path: String,
+        /// The store's answer.
+        #[source]
+        source: object_store::Error,
+    },
+    /// The database's sync state is not what this build writes.
+    #[error(
+        "{path} in the lake is not usable: {reason}. Restore it from a backup of the lake, or remove it \
+         to load every table of this database anew"
+    )]
+    LakeStateUnreadable {
+        /// The object.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A folder holds a Delta table that Tidewater did not make.
+    #[error(
+        "{location} holds a Delta table that Tidewater did not make, and table {table} would overwrite it: \
+         move it away, or exclude the table"
+    )]
+    ForeignTable {
+        /// `schema.table`
+        table: String,
+        /// Its folder.
+        location: String,
+    },
+    /// The stream is not what pgoutput sends.
+    #[error(transparent)]
+    Protocol(#[from] wal_decoder::ProtocolError),
+    /// Rows of a first load cannot be taken.
+    #[error(transparent)]
+    Copy(#[from] wal_decoder::CopyError),
+    /// The stream ends a transaction that it never began.
+    #[error("the stream continues transaction {xid}, which it never began")]
+    UnknownTransaction {
+        /// The transaction's id at the source.
+        xid: u32,
+    },
+    /// The stream changes a relation that it never described.
+    #[error("the stream changes relation {relation}, which it never described")]
+    UnknownRelation {
+        /// Its oid.
+        relation: u32,
+    },
+    /// A table's shape changed: all is planned anew from the catalog.
+    #[error("the shape of table {table} changed: it is loaded anew")]
+    ShapeChanged {
+        /// `schema.table`
+        table: String,
+        /// How.
+        #[source]
+        source: wal_decoder::BindError,
+    },
+    /// A spool file cannot be written or read.
+    #[error("cannot use the spool under `state_dir`: check its disk")]
+    Spool(#[source] io::Error),
+    /// The server made a slot without a snapshot.
+    #[error("the server exported no snapshot with its temporary slot")]
+    NoSnapshot,
+    /// A table's task ended out of turn.
+    #[error("a table's task ended unexpectedly; its reason stands in the log")]
+    WriterGone,
+}
+
+impl SyncError {
+    /// A configuration error.
+    pub fn configuration(text: String) -> SyncError {
+        SyncError::Configuration(text)
+    }
+
+    /// Doing the same again may well succeed without anyone mending anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            SyncError::Source(error) => error.is_transient(),
+            SyncError::Lake(error) => !halts_table(error),
+            SyncError::LakeState { .. }
+            | SyncError::ShapeChanged { .. }
+            | SyncError::Spool(_)
+            | SyncError::WriterGone => true,
+            _ => false,
+        }
+    }
+}
+
+/// The error is about one table's rows: it stops that table, and neither time nor another attempt mends it.
+pub fn halts_table(error: &DeltaError) -> bool {
+    matches!(
+        error,
+        DeltaError::MissingRow { .. }
+            | DeltaError::DuplicateKey { .. }
+            | DeltaError::ForeignWrite { .. }
+            | DeltaError::BadChanges { .. }
+            | DeltaError::BadDefinition { .. }
+            | DeltaError::EmptyPartitionValue { .. }
+            | DeltaError::UnsupportedFeature { .. }
+            | DeltaError::UnsupportedColumn { .. }
+            | DeltaError::CorruptLog { .. }
+            | DeltaError::CorruptAction { .. }
+            | DeltaError::DeletionVector { .. }
+    )
+}
+
+/// An error and its causes in one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        // Transparent errors repeat their source's words.
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}

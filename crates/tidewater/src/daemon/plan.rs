@@ -1,0 +1,219 @@
+//! Which tables are synced, and what each becomes in the lake.
+//!
+//! A plan is made from the configuration and the source's catalog alone, before anything is touched:
+//! every mistake that can be seen beforehand is found here.
+
+use super::SyncError;
+use crate::config::{self, ToLake};
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use postgres_connector::{CopyColumn, PublishedTable, ReplicaIdentity, SourceColumn, SourceTable};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use wal_decoder::{ArrayForm, BuilderOptions, ColumnSpec, TableSchema, TypeCatalog, TypeOptions};
+
+/// One table of the source on its way to the lake.
+#[derive(Debug, Clone)]
+pub struct PlannedTable {
+    /// `schema.table` as in the source, for people.
+    pub name: String,
+    /// The relation's oid: how the stream names it.
+    pub relation: u32,
+    /// What the catalog says of it.
+    pub source: SourceTable,
+    /// Its columns in the lake.
+    pub schema: Arc<TableSchema>,
+    /// Its folder: database, schema, table.
+    pub folder: [String; 3],
+    /// Lake names of the columns that the Delta table is partitioned by.
+    pub partition_by: Vec<String>,
+    /// Deletes are deletion vectors, or files are written anew.
+    pub deletion_vectors: bool,
+    /// How values the lake cannot hold are treated.
+    pub builder: BuilderOptions,
+    /// Why updates and deletes cannot follow, for tables that only take inserts.
+    pub inserts_only: Option<String>,
+}
+
+impl PlannedTable {
+    /// As it is to be published.
+    pub fn published(&self) -> Result<PublishedTable, SyncError> {
+        Ok(PublishedTable::new(&self.source, &self.builder.excluded_columns)?)
+    }
+
+    /// What its first load reads, in the order of the lake's columns.
+    pub fn copy_columns(&self) -> Vec<CopyColumn> {
+        let type_oid = |attnum: i16| {
+            self.source.columns.iter().find(|column| column.attnum == attnum).map_or(0, |column| column.type_oid)
+        };
+        self.schema
+            .columns
+            .iter()
+            .map(|column| CopyColumn {
+                name: column.source_name.clone(),
+                type_oid: type_oid(column.attnum),
+                binary: column.pg_type.copy_as_binary(),
+            })
+            .collect()
+    }
+}
+
+/// The globs of all entries of one database: what to ask the catalog for. What one entry excludes,
+/// another may include, so nothing is excluded yet.
+pub fn selection(entries: &[ToLake]) -> Result<GlobSet, SyncError> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in entries.iter().flat_map(|entry| &entry.tables) {
+        set.add(Glob::new(pattern).map_err(|error| {
+            SyncError::configuration(format!("`{pattern}` is no table pattern: {}", error.kind()))
+        })?);
+    }
+    set.build().map_err(|error| SyncError::configuration(format!("table patterns: {error}")))
+}
+
+/// Plans every table that the entries of one database name.
+pub fn plan_tables(
+    database: &str,
+    entries: &[ToLake],
+    found: Vec<SourceTable>,
+    types: Arc<TypeCatalog>,
+) -> Result<Vec<PlannedTable>, SyncError> {
+    let mut planned = Vec::new();
+    for table in found {
+        let mut matching = entries.iter().filter(|entry| entry.matches(&table.schema, &table.name));
+        let Some(entry) = matching.next() else { continue };
+        if matching.next().is_some() {
+            return Err(SyncError::configuration(format!(
+                "table {} of database `{database}` is matched by two entries of `to_lake`; let one of them \
+                 exclude it",
+                table.qualified_name()
+            )));
+        }
+        planned.push(plan_table(database, entry, table, &types)?);
+    }
+    for named in entries.iter().flat_map(|entry| entry.overrides.keys()) {
+        if !planned.iter().any(|table| table.name == *named) {
+            return Err(SyncError::configuration(format!(
+                "`overrides` of database `{database}` names {named}, but no synced table is called that"
+            )));
+        }
+    }
+    refuse_shared_folders(&planned)?;
+    Ok(planned)
+}
+
+fn plan_table(
+    database: &str,
+    entry: &ToLake,
+    table: SourceTable,
+    types: &Arc<TypeCatalog>,
+) -> Result<PlannedTable, SyncError> {
+    let name = table.qualified_name();
+    let chosen = entry.table_override(&table.schema, &table.name).cloned().unwrap_or_default();
+    for column in chosen.exclude_columns.iter().chain(&chosen.partition_by) {
+        if !table.columns.iter().any(|known| known.name == *column) {
+            return Err(SyncError::configuration(format!(
+                "`overrides` of table {name} names column `{column}`, which it does not have"
+            )));
+        }
+    }
+    let builder = BuilderOptions {
+        unrepresentable: match entry.unrepresentable {
+            config::Unrepresentable::Null => wal_decoder::Unrepresentable::Null,
+            config::Unrepresentable::Fail => wal_decoder::Unrepresentable::Fail,
+        },
+        excluded_columns: chosen.exclude_columns.clone(),
+        catalog: types.clone(),
+        type_options: TypeOptions {
+            arrays: match entry.arrays {
+                config::Arrays::Native => ArrayForm::Native,
+                config::Arrays::Json => ArrayForm::Json,
+            },
+        },
+    };
+    let columns = lake_columns(&table, &builder);
+    let (identity, inserts_only) = match &table.identity {
+        ReplicaIdentity::Key(attnums) => (attnums.clone(), None),
+        // The whole old row is sent: the primary key still names it where there is one.
+        ReplicaIdentity::Full if !table.primary_key.is_empty() => (table.primary_key.clone(), None),
+        ReplicaIdentity::Full => {
+            (Vec::new(), Some("it has no primary key to find a changed row in the lake by".to_owned()))
+        }
+        ReplicaIdentity::None(reason) => (Vec::new(), Some(reason.to_string())),
+    };
+    let mut key = Vec::with_capacity(identity.len());
+    for attnum in &identity {
+        let Some(at) = columns.iter().position(|column| column.attnum == *attnum) else {
+            let column = table.columns.iter().find(|column| column.attnum == *attnum);
+            let column = column.map_or("?", |column| column.name.as_str());
+            return Err(SyncError::configuration(format!(
+                "column `{column}` of table {name} belongs to its key, so it cannot be in `exclude_columns`"
+            )));
+        };
+        key.push(at);
+    }
+    let partition_by = chosen
+        .partition_by
+        .iter()
+        .map(|wanted| {
+            let column = columns.iter().find(|column| column.source_name == *wanted);
+            column.map(|column| column.lake_name.clone()).ok_or_else(|| {
+                SyncError::configuration(format!(
+                    "column `{wanted}` of table {name} is in `partition_by` but not in the lake"
+                ))
+            })
+        })
+        .collect::<Result<Vec<_>, SyncError>>()?;
+
+    Ok(PlannedTable {
+        relation: table.oid,
+        folder: [&database.to_owned(), &table.schema, &table.name].map(|part| wal_decoder::folder_name(part)),
+        schema: Arc::new(TableSchema { source: (table.schema.clone(), table.name.clone()), columns, key }),
+        partition_by,
+        deletion_vectors: entry.deletion_vectors,
+        builder,
+        inserts_only,
+        source: table,
+        name,
+    })
+}
+
+/// The columns that the source sends and the configuration does not exclude, under their lake names.
+fn lake_columns(table: &SourceTable, builder: &BuilderOptions) -> Vec<ColumnSpec> {
+    let kept: Vec<&SourceColumn> = table
+        .published_columns()
+        .filter(|column| !builder.excluded_columns.contains(&column.name))
+        .collect();
+    let names: Vec<String> = kept.iter().map(|column| column.name.clone()).collect();
+    kept.iter()
+        .zip(wal_decoder::lake_column_names(&names))
+        .map(|(column, lake_name)| ColumnSpec {
+            source_name: column.name.clone(),
+            lake_name,
+            attnum: column.attnum,
+            pg_type: builder.catalog.resolve(column.type_oid, column.typmod, &builder.type_options),
+        })
+        .collect()
+}
+
+/// Two tables in one folder would overwrite each other.
+fn refuse_shared_folders(planned: &[PlannedTable]) -> Result<(), SyncError> {
+    let mut taken: HashMap<String, &str> = HashMap::new();
+    for table in planned {
+        // Object stores tell cases apart, some local file systems do not.
+        let folder = table.folder.join("/");
+        if let Some(other) = taken.insert(folder.to_lowercase(), &table.name) {
+            return Err(SyncError::configuration(format!(
+                "tables {other} and {} would both land in the folder {folder}; exclude or rename one of them",
+                table.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What `tidewater.*` table properties say of a table's origin.
+pub fn origin_properties(table: &PlannedTable, table_id: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("tidewater.source_name".to_owned(), table.name.clone()),
+        ("tidewater.table_id".to_owned(), table_id.to_owned()),
+    ])
+}

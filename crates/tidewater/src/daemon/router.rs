@@ -1,0 +1,514 @@
+//! From the slot's messages to each table's changes, in commit order.
+//!
+//! The router is told every message of the stream, one after the other, and keeps what must be
+//! remembered between them: the relations' shapes, the transaction under way, the transactions still in
+//! progress at the source (spooled until they commit), and for each table at which stage it is.
+//!
+//! ```text
+//!   message ──▶ in a stream chunk? ── yes ──▶ that transaction's spool ─┐ stream commit: replayed,
+//!                      │ no                                             │ aborted subtransactions left out
+//!                      ▼                                                ▼
+//!                table's stage:  Live ──▶ change builder ──▶ (flush.rs)
+//!                                Loading ──▶ table's spool ──▶ replayed once its load is in the lake
+//!                                Halted ──▶ dropped; `sync_state.json` names the table
+//! ```
+//!
+//! It does no I/O but for spools that overflow memory, and never waits. What needs waiting is returned
+//! as a [`Step`].
+
+use super::SyncError;
+use super::spool::{Spool, SpoolReader};
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use wal_decoder::pgoutput::{self, Message, OldRow, Relation, TupleData};
+use wal_decoder::{BindError, BuilderOptions, ChangeBuilder, Lsn, RowChanges, RowError, TableSchema};
+
+/// Value bytes a table's builder holds before they are handed to its writer, so that one large
+/// transaction does not grow in memory.
+const HAND_OVER_BYTES: usize = 8 << 20;
+
+/// Operations a builder holds before they are handed over: keeps Arrow offsets and row numbers small.
+const HAND_OVER_OPS: usize = 64 << 10;
+
+/// Value bytes in all builders together above which all are handed over.
+const PENDING_LIMIT: usize = 64 << 20;
+
+/// A committed transaction's place in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitPoint {
+    /// End of the commit record: the transaction's position everywhere else.
+    pub end_lsn: Lsn,
+    /// When it was committed, in microseconds since 2000-01-01 UTC.
+    pub commit_time: i64,
+}
+
+/// What the caller has to do before it tells the router the next message.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing.
+    Continue,
+    /// Some builder is full: call [`Router::hand_over`].
+    HandOver,
+    /// A transaction is complete: a flush may be cut here.
+    Committed(CommitPoint),
+    /// A transaction that arrived in chunks has committed: feed it back with [`Router::replay_message`].
+    Replay(Box<TransactionReplay>),
+    /// A table cannot go on as it is; its earlier changes are dropped.
+    Stopped(u32, Stop),
+}
+
+/// Why a table left the stage `Live`.
+#[derive(Debug)]
+pub enum Stop {
+    /// Its shape changed: it is loaded anew.
+    ShapeChanged(BindError),
+    /// A row cannot be taken.
+    Row(RowError),
+}
+
+/// The spooled messages of a transaction that turned out to have committed.
+#[derive(Debug)]
+pub struct TransactionReplay {
+    /// Its messages; the tag is the subtransaction's id.
+    pub messages: SpoolReader,
+    /// Subtransactions that were rolled back.
+    pub aborted: HashSet<u32>,
+    /// Start of the commit record.
+    pub commit_lsn: Lsn,
+    /// Its place in the log.
+    pub point: CommitPoint,
+}
+
+/// What becomes of a table's changes.
+enum Stage {
+    Live {
+        builder: Box<ChangeBuilder>,
+        /// Whether the builder knows the relation's present column order.
+        bound: bool,
+        /// Transactions whose commit record begins below are in the lake already.
+        from: Lsn,
+    },
+    Loading {
+        spool: Spool,
+    },
+    Halted,
+}
+
+struct Table {
+    stage: Stage,
+    /// Changes were taken since the last cut.
+    dirty: bool,
+}
+
+/// A transaction in progress at the source.
+struct InProgress {
+    spool: Spool,
+    aborted: HashSet<u32>,
+}
+
+/// A relation as last described, and the message that did.
+struct KnownRelation {
+    relation: Relation,
+    message: Bytes,
+}
+
+/// See the module's essay.
+pub struct Router {
+    spool_directory: PathBuf,
+    tables: HashMap<u32, Table>,
+    relations: HashMap<u32, KnownRelation>,
+    in_progress: HashMap<u32, InProgress>,
+    /// The chunk being received.
+    chunk: Option<u32>,
+    /// Start of the commit record of the transaction being received.
+    current: Option<Lsn>,
+    full: Vec<u32>,
+    /// Batches taken out of builders that could hold no more.
+    ready: Vec<(u32, RowChanges)>,
+    /// Value bytes in all builders, not handed over yet.
+    pending_bytes: usize,
+    ops_since_cut: u64,
+    bytes_since_cut: u64,
+}
+
+impl Router {
+    /// A router without tables; spools that overflow go to `spool_directory`.
+    pub fn new(spool_directory: PathBuf) -> Router {
+        Router {
+            spool_directory,
+            tables: HashMap::new(),
+            relations: HashMap::new(),
+            in_progress: HashMap::new(),
+            chunk: None,
+            current: None,
+            full: Vec::new(),
+            ready: Vec::new(),
+            pending_bytes: 0,
+            ops_since_cut: 0,
+            bytes_since_cut: 0,
+        }
+    }
+
+    /// Takes a table's changes from now on, but for transactions whose commit record begins below `from`.
+    pub fn go_live(&mut self, relation: u32, schema: Arc<TableSchema>, options: BuilderOptions, from: Lsn) {
+        let builder = Box::new(ChangeBuilder::new(schema, options));
+        let table = Table { stage: Stage::Live { builder, bound: false, from }, dirty: false };
+        self.tables.insert(relation, table);
+    }
+
+    /// Sets a table's changes aside from now on, until [`Router::take_spool`].
+    pub fn start_loading(&mut self, relation: u32) -> Result<(), SyncError> {
+        let mut spool = Spool::new(&self.spool_directory);
+        if let Some(known) = self.relations.get(&relation) {
+            // The stream describes a relation once: the spool must know what was described before.
+            spool.push(0, &known.message).map_err(SyncError::Spool)?;
+        }
+        self.replace_stage(relation, Stage::Loading { spool });
+        Ok(())
+    }
+
+    /// Drops a table's changes from now on.
+    pub fn halt(&mut self, relation: u32) {
+        self.replace_stage(relation, Stage::Halted);
+    }
+
+    fn replace_stage(&mut self, relation: u32, stage: Stage) {
+        let old = self.tables.insert(relation, Table { stage, dirty: false });
+        if let Some(Table { stage: Stage::Live { builder, .. }, .. }) = old {
+            self.pending_bytes = self.pending_bytes.saturating_sub(builder.byte_size());
+        }
+        self.full.retain(|full| *full != relation);
+        self.ready.retain(|(id, _)| *id != relation);
+    }
+
+    /// A loading table's changes so far, in order; the table keeps spooling into a new one.
+    pub fn take_spool(&mut self, relation: u32) -> Option<Spool> {
+        match self.tables.get_mut(&relation) {
+            Some(Table { stage: Stage::Loading { spool }, .. }) => {
+                Some(std::mem::replace(spool, Spool::new(&self.spool_directory)))
+            }
+            _ => None,
+        }
+    }
+
+    /// No transaction is half received: a flush may be cut.
+    pub fn between_transactions(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// Changes wait for a cut.
+    pub fn has_changes(&self) -> bool {
+        self.ops_since_cut > 0
+    }
+
+    /// Row changes since the last cut, handed over or not.
+    pub fn ops_since_cut(&self) -> u64 {
+        self.ops_since_cut
+    }
+
+    /// Their values' bytes.
+    pub fn bytes_since_cut(&self) -> u64 {
+        self.bytes_since_cut
+    }
+
+    /// Bytes set aside: transactions in progress and tables being loaded.
+    pub fn spooled_bytes(&self) -> u64 {
+        let tables = self.tables.values().filter_map(|table| match &table.stage {
+            Stage::Loading { spool } => Some(spool.bytes()),
+            _ => None,
+        });
+        tables.sum::<u64>() + self.in_progress.values().map(|open| open.spool.bytes()).sum::<u64>()
+    }
+
+    /// The next message of the stream.
+    pub fn message(&mut self, bytes: &Bytes) -> Result<Step, SyncError> {
+        let message = pgoutput::parse(bytes, self.chunk.is_some())?;
+        if let Some(top) = self.chunk {
+            return self.chunk_message(top, message, bytes);
+        }
+        match message {
+            Message::Begin { final_lsn, .. } => {
+                self.current = Some(final_lsn);
+                Ok(Step::Continue)
+            }
+            Message::Commit { end_lsn, commit_time, .. } => {
+                self.current = None;
+                Ok(Step::Committed(CommitPoint { end_lsn, commit_time: commit_time.0 }))
+            }
+            Message::StreamStart { xid, first_segment } => {
+                if first_segment {
+                    let spool = Spool::new(&self.spool_directory);
+                    self.in_progress.insert(xid, InProgress { spool, aborted: HashSet::new() });
+                }
+                self.chunk = Some(xid);
+                Ok(Step::Continue)
+            }
+            Message::StreamAbort { xid, subxid, .. } => {
+                if xid == subxid {
+                    self.in_progress.remove(&xid);
+                } else if let Some(open) = self.in_progress.get_mut(&xid) {
+                    open.aborted.insert(subxid);
+                }
+                Ok(Step::Continue)
+            }
+            Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time } => {
+                let open = self.in_progress.remove(&xid).ok_or(SyncError::UnknownTransaction { xid })?;
+                self.current = Some(commit_lsn);
+                Ok(Step::Replay(Box::new(TransactionReplay {
+                    messages: open.spool.into_reader().map_err(SyncError::Spool)?,
+                    aborted: open.aborted,
+                    commit_lsn,
+                    point: CommitPoint { end_lsn, commit_time: commit_time.0 },
+                })))
+            }
+            other => {
+                let lsn = self.current.unwrap_or_default();
+                self.change(other, bytes, lsn, None)
+            }
+        }
+    }
+
+    /// A message inside a chunk of a transaction in progress.
+    fn chunk_message(&mut self, top: u32, message: Message<'_>, bytes: &Bytes) -> Result<Step, SyncError> {
+        let subxid = match &message {
+            Message::StreamStop => {
+                self.chunk = None;
+                return Ok(Step::Continue);
+            }
+            Message::Relation { xid, .. }
+            | Message::Insert { xid, .. }
+            | Message::Update { xid, .. }
+            | Message::Delete { xid, .. }
+            | Message::Truncate { xid, .. } => xid.unwrap_or(top),
+            // Types are known from the catalog, origins do not matter, logical messages carry nothing for us.
+            _ => return Ok(Step::Continue),
+        };
+        let open = self.in_progress.get_mut(&top).ok_or(SyncError::UnknownTransaction { xid: top })?;
+        open.spool.push(u64::from(subxid), bytes).map_err(SyncError::Spool)?;
+        Ok(Step::Continue)
+    }
+
+    /// A spooled message of a transaction that committed; `subxid` is its tag.
+    pub fn replay_message(
+        &mut self,
+        replay: &TransactionReplay,
+        subxid: u64,
+        bytes: &Bytes,
+    ) -> Result<Step, SyncError> {
+        let aborted = u32::try_from(subxid).is_ok_and(|id| replay.aborted.contains(&id));
+        let message = pgoutput::parse(bytes, true)?;
+        if aborted {
+            // Its rows never happened. The shape it describes is kept only where none is known: the
+            // source describes a relation once for the whole transaction, rolled back part or not.
+            return match &message {
+                Message::Relation { relation, .. } if !self.relations.contains_key(&relation.id) => {
+                    self.change(message, bytes, replay.commit_lsn, None)
+                }
+                _ => Ok(Step::Continue),
+            };
+        }
+        self.change(message, bytes, replay.commit_lsn, None)
+    }
+
+    /// Ends a replay: its transaction is complete.
+    pub fn replay_done(&mut self, replay: &TransactionReplay) -> Step {
+        self.current = None;
+        Step::Committed(replay.point)
+    }
+
+    /// A message out of one table's own spool; `tag` says where its commit record begins.
+    pub fn spooled_message(&mut self, relation: u32, tag: u64, bytes: &Bytes) -> Result<Step, SyncError> {
+        let message = pgoutput::parse(bytes, tag & CHUNKED != 0)?;
+        self.change(message, bytes, Lsn(tag & !CHUNKED), Some(relation))
+    }
+
+    /// A change that is known to have committed. `only` limits it to one table: a TRUNCATE of several
+    /// stands in the spool of each.
+    fn change(
+        &mut self,
+        message: Message<'_>,
+        bytes: &Bytes,
+        lsn: Lsn,
+        only: Option<u32>,
+    ) -> Result<Step, SyncError> {
+        match message {
+            Message::Relation { xid, relation } => {
+                if let Some(table) = self.tables.get_mut(&relation.id) {
+                    match &mut table.stage {
+                        Stage::Loading { spool } => {
+                            spool.push(tag(lsn, xid), bytes).map_err(SyncError::Spool)?;
+                        }
+                        Stage::Live { bound, .. } => *bound = false,
+                        Stage::Halted => {}
+                    }
+                }
+                let message = plain_relation(bytes, xid);
+                self.relations.insert(relation.id, KnownRelation { relation, message });
+                Ok(Step::Continue)
+            }
+            Message::Insert { xid, relation_id, new } => {
+                self.row(relation_id, bytes, tag(lsn, xid), lsn, Row::Insert(new))
+            }
+            Message::Update { xid, relation_id, old, new } => {
+                self.row(relation_id, bytes, tag(lsn, xid), lsn, Row::Update(old, new))
+            }
+            Message::Delete { xid, relation_id, old } => {
+                self.row(relation_id, bytes, tag(lsn, xid), lsn, Row::Delete(old))
+            }
+            Message::Truncate { xid, relation_ids, .. } => {
+                for relation_id in relation_ids.into_iter().filter(|id| only.is_none_or(|only| only == *id)) {
+                    self.row(relation_id, bytes, tag(lsn, xid), lsn, Row::Truncate)?;
+                }
+                Ok(Step::Continue)
+            }
+            _ => Ok(Step::Continue),
+        }
+    }
+
+    fn row(
+        &mut self,
+        relation_id: u32,
+        bytes: &Bytes,
+        tag: u64,
+        lsn: Lsn,
+        row: Row<'_>,
+    ) -> Result<Step, SyncError> {
+        let Some(table) = self.tables.get_mut(&relation_id) else { return Ok(Step::Continue) };
+        let (builder, bound) = match &mut table.stage {
+            Stage::Live { from, .. } if lsn < *from => return Ok(Step::Continue),
+            Stage::Live { builder, bound, .. } => (builder, bound),
+            Stage::Loading { spool } => {
+                spool.push(tag, bytes).map_err(SyncError::Spool)?;
+                return Ok(Step::Continue);
+            }
+            Stage::Halted => return Ok(Step::Continue),
+        };
+        if !*bound && !matches!(row, Row::Truncate) {
+            let known =
+                self.relations.get(&relation_id).ok_or(SyncError::UnknownRelation { relation: relation_id })?;
+            if let Err(error) = builder.bind(&known.relation) {
+                return Ok(Step::Stopped(relation_id, Stop::ShapeChanged(error)));
+            }
+            *bound = true;
+        }
+        let mut before = builder.byte_size();
+        let mut taken = row.append_to(builder);
+        if taken.as_ref().is_err_and(RowError::is_batch_full) && !builder.is_empty() {
+            // Arrow's offsets end at 2 GiB: what is there goes first, the row into the next batch.
+            self.pending_bytes = self.pending_bytes.saturating_sub(before);
+            self.ready.push((relation_id, builder.finish()));
+            before = builder.byte_size();
+            taken = row.append_to(builder);
+        }
+        if let Err(error) = taken {
+            return Ok(Step::Stopped(relation_id, Stop::Row(error)));
+        }
+        table.dirty = true;
+        let grown = builder.byte_size().saturating_sub(before);
+        self.pending_bytes += grown;
+        self.bytes_since_cut += grown as u64;
+        self.ops_since_cut += 1;
+        if builder.byte_size() >= HAND_OVER_BYTES || builder.ops_len() >= HAND_OVER_OPS
+            || self.pending_bytes >= PENDING_LIMIT
+            || !self.ready.is_empty()
+        {
+            self.full.push(relation_id);
+            return Ok(Step::HandOver);
+        }
+        Ok(Step::Continue)
+    }
+
+    /// Takes the changes of builders that are full, or of all when together they hold too much.
+    pub fn hand_over(&mut self) -> Vec<(u32, RowChanges)> {
+        let mut full = std::mem::take(&mut self.full);
+        if self.pending_bytes >= PENDING_LIMIT {
+            full = self.tables.iter().filter(|(_, table)| table.dirty).map(|(id, _)| *id).collect();
+        }
+        let mut batches = std::mem::take(&mut self.ready);
+        for relation in full {
+            batches.extend(self.take(relation).map(|changes| (relation, changes)));
+        }
+        batches
+    }
+
+    fn take(&mut self, relation: u32) -> Option<RowChanges> {
+        let Some(Table { stage: Stage::Live { builder, .. }, .. }) = self.tables.get_mut(&relation) else {
+            return None;
+        };
+        if builder.is_empty() {
+            return None;
+        }
+        self.pending_bytes = self.pending_bytes.saturating_sub(builder.byte_size());
+        Some(builder.finish())
+    }
+
+    /// Cuts here: every table with changes since the last cut, with those not handed over yet.
+    /// Only between transactions, or a Delta version would show part of one.
+    pub fn cut(&mut self) -> Vec<(u32, Option<RowChanges>)> {
+        debug_assert!(self.between_transactions());
+        self.full.clear();
+        self.ops_since_cut = 0;
+        self.bytes_since_cut = 0;
+        let mut dirty: Vec<u32> = Vec::new();
+        for (relation, table) in &mut self.tables {
+            if std::mem::take(&mut table.dirty) {
+                dirty.push(*relation);
+            }
+        }
+        dirty.into_iter().map(|relation| (relation, self.take(relation))).collect()
+    }
+
+    /// Values that the lake could not hold and that became null, since the last call.
+    pub fn take_dead_letters(&mut self, relation: u32) -> Vec<wal_decoder::DeadLetter> {
+        match self.tables.get_mut(&relation) {
+            Some(Table { stage: Stage::Live { builder, .. }, .. }) => builder.take_dead_letters(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A row's change, as the message has it.
+enum Row<'a> {
+    Insert(TupleData<'a>),
+    Update(OldRow<'a>, TupleData<'a>),
+    Delete(OldRow<'a>),
+    Truncate,
+}
+
+impl Row<'_> {
+    fn append_to(&self, builder: &mut ChangeBuilder) -> Result<(), RowError> {
+        match self {
+            Row::Insert(new) => builder.insert(new),
+            Row::Update(old, new) => builder.update(old, new),
+            Row::Delete(old) => builder.delete(old),
+            Row::Truncate => {
+                builder.truncate();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Marks a spooled message that carries a transaction id. No LSN reaches 2^63.
+const CHUNKED: u64 = 1 << 63;
+
+fn tag(lsn: Lsn, xid: Option<u32>) -> u64 {
+    lsn.0 | if xid.is_some() { CHUNKED } else { 0 }
+}
+
+/// A Relation message as it would stand outside a chunk: the transaction id (four bytes after the
+/// kind) left out, so that it parses the same wherever it is kept.
+fn plain_relation(bytes: &Bytes, xid: Option<u32>) -> Bytes {
+    match (xid, bytes.split_first_chunk::<5>()) {
+        (Some(_), Some(([kind, ..], rest))) => {
+            let mut plain = Vec::with_capacity(1 + rest.len());
+            plain.push(*kind);
+            plain.extend_from_slice(rest);
+            plain.into()
+        }
+        // Kept for as long as the relation is known: not as a slice of a whole read buffer.
+        _ => Bytes::copy_from_slice(bytes),
+    }
+}

@@ -1,0 +1,336 @@
+//! One database's way into the lake: prepare, then follow its slot.
+//!
+//! Preparing is the same on the first start and after any crash; there is no recovery code apart from it:
+//!
+//! 1. look at the source, plan the tables, make the publications what the plan wants;
+//! 2. find the slot or make it, and start streaming from it, which nobody else can do from then on;
+//! 3. open every table in the lake: what carries a `txn` of this incarnation and is not named in
+//!    `sync_state.json` goes on from there, everything else is loaded;
+//! 4. follow the stream ([`super::stream_loop`]).
+//!
+//! When a connection breaks, all of it is dropped and done again.
+
+use super::plan::{PlannedTable, origin_properties, plan_tables, selection};
+use super::router::Router;
+use super::stream_loop::{LiveTable, StreamLoop, Target};
+use super::sync_state::{Discontinuity, SyncState};
+use super::table_writer::{Shown, TableWriter};
+use super::{RunOptions, SyncError};
+use crate::config::{FlushPolicy, ToLake};
+use crate::status::{StatusBoard, TableState};
+use delta_writer::{Lake, MirrorTable, TableDefinition, TableLocation, WriterOptions};
+use globset::GlobSet;
+use postgres_connector::{ReplicationSession, SlotOptions, SlotStatus, SourceConfig, StreamOptions};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wal_decoder::{Lsn, TypeCatalog};
+
+/// How long another walsender may hold the slot before it counts as a second daemon: a killed daemon's
+/// walsender notices the closed socket within this.
+const SLOT_PATIENCE: Duration = Duration::from_secs(10);
+
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(15);
+
+/// Everything one database's sync is given.
+#[derive(Debug, Clone)]
+pub struct SourceSync {
+    /// The installation's name.
+    pub instance: String,
+    /// The database's name in the configuration.
+    pub database: String,
+    /// How to reach it.
+    pub source: SourceConfig,
+    /// Its entries of `to_lake`.
+    pub entries: Vec<ToLake>,
+    /// When its changes are flushed.
+    pub flush: FlushPolicy,
+    /// Where the tables go.
+    pub lake: Lake,
+    /// Key indexes and spools.
+    pub state_dir: PathBuf,
+    /// What everyone sees.
+    pub board: StatusBoard,
+    /// How to run.
+    pub options: RunOptions,
+    /// Ends it.
+    pub shutdown: CancellationToken,
+}
+
+impl SourceSync {
+    /// Syncs until it is told to stop, has caught up (when that is asked for), or cannot go on.
+    pub async fn run(self) -> Result<(), SyncError> {
+        let mut wait = FIRST_RETRY;
+        loop {
+            let began = std::time::Instant::now();
+            let error = match self.follow().await {
+                Ok(()) => return Ok(()),
+                Err(error) if self.shutdown.is_cancelled() => {
+                    tracing::info!(database = %self.database, %error, "stopped");
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            if !error.is_passing() {
+                return Err(error);
+            }
+            if began.elapsed() > LONGEST_RETRY {
+                wait = FIRST_RETRY;
+            }
+            let text = super::error::error_chain(&error);
+            tracing::warn!(database = %self.database, error = %text, retry_in = ?wait, "sync is interrupted");
+            self.board.update_source(&self.database, |source| {
+                source.connected = false;
+                source.error = Some(text);
+            });
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(LONGEST_RETRY),
+            }
+        }
+    }
+
+    /// One attempt. When it returns, nothing of it runs any more: the next one may open the same tables.
+    async fn follow(&self) -> Result<(), SyncError> {
+        let tasks = TaskTracker::new();
+        let result = self.prepare_and_follow(&tasks).await;
+        tasks.close();
+        tasks.wait().await;
+        result
+    }
+
+    async fn prepare_and_follow(&self, tasks: &TaskTracker) -> Result<(), SyncError> {
+        let mut client = postgres_connector::connect(&self.source).await?;
+        let types = Arc::new(TypeCatalog::new(postgres_connector::read_types(&client).await?));
+        let found = postgres_connector::list_tables(&client, &selection(&self.entries)?, &GlobSet::empty()).await?;
+        for skipped in &found.skipped {
+            tracing::warn!(database = %self.database, table = format!("{}.{}", skipped.schema, skipped.name), reason = %skipped.reason, "not synced");
+        }
+        let planned = plan_tables(&self.database, &self.entries, found.tables, types)?;
+        if planned.is_empty() {
+            return Err(SyncError::configuration(format!(
+                "no table of database `{}` matches `to_lake`; `tidewater doctor` lists what is there",
+                self.database
+            )));
+        }
+        let names = postgres_connector::publication_names(&self.instance, &self.database);
+        let (inserts_only, keyed): (Vec<_>, Vec<_>) =
+            planned.iter().partition(|table| table.inserts_only.is_some());
+        let published = |tables: Vec<&PlannedTable>| {
+            tables.into_iter().map(PlannedTable::published).collect::<Result<Vec<_>, _>>()
+        };
+        let (keyed, inserts_only) = (published(keyed)?, published(inserts_only)?);
+        postgres_connector::ensure_publications(&mut client, &names, &keyed, &inserts_only).await?;
+
+        let system_identifier = postgres_connector::system_identifier(&client).await?.to_string();
+        let state_path = self.lake.path(&[&wal_decoder::folder_name(&self.database), "_tidewater", "sync_state.json"]);
+        let mut state = SyncState::read(self.lake.store(), state_path).await?;
+        let generation = self.ensure_slot(&client, &state, &system_identifier).await?;
+        let slot = postgres_connector::slot_name(&self.instance, &self.database, generation);
+        let session = ReplicationSession::connect(&self.source).await?;
+        let version = postgres_connector::server_version(&client).await?;
+        let stream = self.start_streaming(session, &slot, &[&names.keyed, &names.inserts], StreamOptions::for_server(version)).await?;
+
+        // From here on the slot is ours alone, and so is everything under the database's folder.
+        let target = if self.options.until_caught_up {
+            Target::Position(postgres_connector::current_wal_lsn(&client).await?)
+        } else {
+            Target::Shutdown
+        };
+        let opened =
+            self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
+        self.board.update_source(&self.database, |source| {
+            source.connected = true;
+            source.error = None;
+            source.slot = Some(slot.clone());
+        });
+        let sync = StreamLoop::new(self.clone(), stream, client, state, slot, opened, target);
+        sync.run().await
+    }
+
+    /// The generation whose slot is there, made when there is none or it has lost its WAL.
+    async fn ensure_slot(
+        &self,
+        client: &postgres_connector::Client,
+        state: &SyncState,
+        system_identifier: &str,
+    ) -> Result<u32, SyncError> {
+        let slots = postgres_connector::list_slots(client, &self.instance, &self.database).await?;
+        let newest = slots.iter().max_by_key(|slot| slot.generation);
+        let same_source = state.system_identifier().is_empty() || state.system_identifier() == system_identifier;
+        if let Some(slot) = newest.filter(|slot| !slot.is_lost() && same_source) {
+            return Ok(slot.generation);
+        }
+        for slot in &slots {
+            tracing::warn!(database = %self.database, slot = %slot.name, status = ?slot.wal_status, reason = ?slot.invalidation_reason, "dropping a slot that cannot go on; its tables are loaded anew");
+            postgres_connector::drop_slot(client, &slot.name).await?;
+        }
+        let past = slots.iter().map(|slot: &SlotStatus| slot.generation).max().unwrap_or(0);
+        let generation = past.max(state.generation()) + 1;
+        let name = postgres_connector::slot_name(&self.instance, &self.database, generation);
+        let mut session = ReplicationSession::connect(&self.source).await?;
+        let options = SlotOptions { failover: true, ..SlotOptions::default() };
+        let created = session.create_logical_slot(&name, options).await?;
+        tracing::info!(database = %self.database, slot = %name, position = %created.consistent_point, "replication slot created");
+        session.close().await?;
+        Ok(generation)
+    }
+
+    async fn start_streaming(
+        &self,
+        session: ReplicationSession,
+        slot: &str,
+        publications: &[&str],
+        options: StreamOptions,
+    ) -> Result<postgres_connector::LogicalStream, SyncError> {
+        let deadline = tokio::time::Instant::now() + SLOT_PATIENCE;
+        let mut session = Some(session);
+        loop {
+            let current = match session.take() {
+                Some(session) => session,
+                None => ReplicationSession::connect(&self.source).await?,
+            };
+            match current.start_logical(slot, Lsn::ZERO, publications, options).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if matches!(error, postgres_connector::Error::SlotInUse { .. }) && tokio::time::Instant::now() < deadline => {
+                    tokio::select! {
+                        () = self.shutdown.cancelled() => return Err(error.into()),
+                        () = tokio::time::sleep(FIRST_RETRY) => {}
+                    }
+                }
+                Err(error) if matches!(error, postgres_connector::Error::SlotInUse { .. }) => {
+                    return Err(SyncError::SecondDaemon { database: self.database.clone(), source: error });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Opens what goes on and lists what must be loaded.
+    async fn open_tables(
+        &self,
+        tasks: &TaskTracker,
+        state: &mut SyncState,
+        planned: Vec<PlannedTable>,
+        system_identifier: &str,
+        generation: u32,
+    ) -> Result<OpenedTables, SyncError> {
+        state.begin_incarnation(system_identifier, generation).await?;
+        let incarnation = format!("{system_identifier}-{generation}");
+        let mut opened = OpenedTables {
+            router: Router::new(self.state_dir.join("spool")),
+            tables: HashMap::new(),
+            to_load: Vec::new(),
+            tasks: tasks.clone(),
+            first_cut: Lsn::ZERO,
+        };
+        for table in planned {
+            self.open_table(state, table, &incarnation, &mut opened).await?;
+        }
+        let loading = opened.to_load.iter().filter_map(|relation| opened.tables.get(relation));
+        state.enter(loading.map(|table| (table.table_id.clone(), Discontinuity::Loading)).collect()).await?;
+        for relation in &opened.to_load {
+            opened.router.start_loading(*relation)?;
+        }
+        Ok(opened)
+    }
+
+    async fn open_table(
+        &self,
+        state: &SyncState,
+        planned: PlannedTable,
+        incarnation: &str,
+        opened: &mut OpenedTables,
+    ) -> Result<(), SyncError> {
+        let location = self.lake.table(&[&planned.folder[0], &planned.folder[1], &planned.folder[2]]);
+        let shown =
+            Shown { board: self.board.clone(), database: self.database.clone(), table: planned.name.clone() };
+        self.board.update(&self.database, &planned.name, |status| {
+            status.location = location.uri().to_owned();
+        });
+        let found = MirrorTable::open(location.clone(), self.writer_options()).await?;
+        let existing_id = found.as_ref().and_then(|table| table.configuration().get("tidewater.table_id").cloned());
+        if found.is_some() && existing_id.is_none() {
+            return Err(SyncError::ForeignTable { table: planned.name, location: location.uri().to_owned() });
+        }
+        let table_id = existing_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
+        let definition = definition(&planned, &table_id);
+
+        let mut entry = LiveTable {
+            planned,
+            location,
+            definition,
+            table_id,
+            app_id,
+            shown,
+            writer: None,
+            loading: false,
+            clear_at_commit: false,
+        };
+        let discontinuity = state.discontinuity(&entry.table_id);
+        if let Some(Discontinuity::Halted { reason }) = discontinuity {
+            entry.show_halted(reason);
+            opened.router.halt(entry.planned.relation);
+            opened.tables.insert(entry.planned.relation, entry);
+            return Ok(());
+        }
+        let continues = found
+            .filter(|table| discontinuity.is_none() && table.definition().same_shape(&entry.definition));
+        let position = continues.as_ref().and_then(|table| table.txn(&entry.app_id));
+        match (continues, position) {
+            (Some(table), Some(position)) => {
+                let from = Lsn(position.unsigned_abs());
+                opened.first_cut = opened.first_cut.max(from);
+                opened.router.go_live(
+                    entry.planned.relation,
+                    entry.planned.schema.clone(),
+                    entry.planned.builder.clone(),
+                    from,
+                );
+                entry.show_live(&table, from);
+                entry.writer = Some(TableWriter::spawn(table, &opened.tasks));
+            }
+            _ => {
+                entry.loading = true;
+                opened.to_load.push(entry.planned.relation);
+            }
+        }
+        opened.tables.insert(entry.planned.relation, entry);
+        Ok(())
+    }
+
+    /// How a table's files are written.
+    pub fn writer_options(&self) -> WriterOptions {
+        WriterOptions::new(self.state_dir.join("index"))
+    }
+}
+
+/// What preparing found.
+pub struct OpenedTables {
+    /// Knows every table's stage.
+    pub router: Router,
+    /// Every table of the plan.
+    pub tables: HashMap<u32, LiveTable>,
+    /// Which of them have to be loaded.
+    pub to_load: Vec<u32>,
+    /// The tables' tasks.
+    pub tasks: TaskTracker,
+    /// The first cut lies at or above every table's position.
+    pub first_cut: Lsn,
+}
+
+/// A table's shape in the lake.
+fn definition(planned: &PlannedTable, table_id: &str) -> TableDefinition {
+    TableDefinition {
+        schema: planned.schema.arrow_schema(),
+        key: planned.schema.key.clone(),
+        partition_by: planned.partition_by.clone(),
+        configuration: origin_properties(planned, table_id),
+        deletion_vectors: planned.deletion_vectors,
+    }
+}

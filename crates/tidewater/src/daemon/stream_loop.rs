@@ -1,0 +1,631 @@
+//! Follows one database's slot: messages in, flushes out, positions confirmed.
+//!
+//! One task owns the router, the connection and the cut. A flush is cut between two transactions for
+//! every table at once; while the tables' own tasks write and commit it, the stream goes on into the
+//! next one. The slot is confirmed with the cut's position only after *every* table of the cut has
+//! answered: committed, or halted and entered in `sync_state.json`.
+//!
+//! ```text
+//!   slot ──▶ router ──▶ builders ──cut──▶ table tasks ──▶ Delta commits
+//!    ▲                                                        │ all of the cut
+//!    └────────────────────── confirm(end of the cut) ◀────────┘
+//! ```
+
+use super::first_load::{self, LoadFailed, LoadTable, Loaded};
+use super::plan::PlannedTable;
+use super::router::{CommitPoint, Router, Step, Stop, TransactionReplay};
+use super::source_sync::{OpenedTables, SourceSync};
+use super::sync_state::{Discontinuity, SyncState};
+use super::table_writer::{Outcome, Shown, TableWriter};
+use super::{SyncError, commit_info, dead_letters};
+use crate::status::TableState;
+use crate::telemetry;
+use bytes::Bytes;
+use delta_writer::{MirrorTable, TableDefinition, TableLocation, WriterOptions};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use postgres_connector::{Client, Event, LogicalStream};
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+use wal_decoder::{Lsn, RowChanges};
+
+/// Messages taken in one go before everything else gets its turn.
+const MESSAGES_AT_ONCE: usize = 512;
+
+/// How long a stop waits for the end of the transaction that is being received.
+const LAST_TRANSACTION: Duration = Duration::from_secs(10);
+
+/// How often figures are brought up to date.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Every how many ticks the source is asked about its slot, and moved along when it is idle.
+const SOURCE_TICKS: u64 = 10;
+
+/// When to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// When told to.
+    Shutdown,
+    /// When everything up to here is in the lake.
+    Position(Lsn),
+}
+
+/// One table of the plan while its database is followed.
+pub struct LiveTable {
+    /// What it is.
+    pub planned: PlannedTable,
+    /// Where it is.
+    pub location: TableLocation,
+    /// Its shape in the lake.
+    pub definition: TableDefinition,
+    /// Drawn once, kept in the table's metadata.
+    pub table_id: String,
+    /// The application id of its `txn` entries.
+    pub app_id: String,
+    /// Where its state is shown.
+    pub shown: Shown,
+    /// Its task, once it is live.
+    pub writer: Option<TableWriter>,
+    /// Its load is under way or waiting.
+    pub loading: bool,
+    /// It is caught up once the next cut is committed, and leaves `sync_state.json` then.
+    pub clear_at_commit: bool,
+}
+
+impl LiveTable {
+    /// What its load is to do.
+    pub fn load_request(&self, options: WriterOptions) -> LoadTable {
+        LoadTable {
+            planned: self.planned.clone(),
+            location: self.location.clone(),
+            definition: self.definition.clone(),
+            options,
+            app_id: self.app_id.clone(),
+            shown: self.shown.clone(),
+        }
+    }
+
+    /// What it does while it follows the stream.
+    pub fn streaming_state(&self) -> TableState {
+        if self.planned.inserts_only.is_some() { TableState::InsertsOnly } else { TableState::Streaming }
+    }
+
+    /// Shows it as stopped by an error.
+    pub fn show_halted(&self, reason: &str) {
+        self.shown.board.update(&self.shown.database, &self.shown.table, |status| {
+            status.state = TableState::Failed;
+            status.error = Some(reason.to_owned());
+        });
+    }
+
+    /// Shows it as following the stream.
+    pub fn show_live(&self, table: &MirrorTable, position: Lsn) {
+        let (version, rows, state) = (table.version(), table.stats().rows, self.streaming_state());
+        self.shown.board.update(&self.shown.database, &self.shown.table, |status| {
+            status.state = state;
+            status.position = Some(position);
+            status.version = Some(version);
+            status.rows = Some(rows);
+            status.error = None;
+        });
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = (u32, Option<Outcome>)> + Send>>;
+
+/// A cut whose commits are under way.
+struct Flight {
+    point: CommitPoint,
+    began: Instant,
+    answers: FuturesUnordered<Answer>,
+    /// Tables that leave `sync_state.json` when it lands.
+    clear: Vec<u32>,
+}
+
+/// See the module's essay.
+pub struct StreamLoop {
+    sync: SourceSync,
+    stream: LogicalStream,
+    client: Client,
+    state: SyncState,
+    tasks: TaskTracker,
+    slot: String,
+    load_slot: String,
+    router: Router,
+    tables: HashMap<u32, LiveTable>,
+    to_load: Vec<u32>,
+    loads: JoinSet<Result<(), LoadFailed>>,
+    loaded: (mpsc::Sender<Loaded>, mpsc::Receiver<Loaded>),
+    flight: Option<Flight>,
+    /// When the oldest change that is in no cut yet arrived.
+    waiting_since: Option<Instant>,
+    /// When the transaction of the oldest change that is not in the lake was committed.
+    oldest_commit: Option<i64>,
+    last_commit: CommitPoint,
+    /// The source's end of WAL as last heard.
+    source_end: Lsn,
+    confirmed: Lsn,
+    first_cut: Lsn,
+    target: Target,
+    ticks: u64,
+}
+
+impl StreamLoop {
+    /// A loop over what preparing found.
+    pub fn new(
+        sync: SourceSync,
+        stream: LogicalStream,
+        client: Client,
+        state: SyncState,
+        slot: String,
+        opened: OpenedTables,
+        target: Target,
+    ) -> StreamLoop {
+        StreamLoop {
+            load_slot: format!("{}_load", slot.chars().take(58).collect::<String>()),
+            router: opened.router,
+            tables: opened.tables,
+            to_load: opened.to_load,
+            first_cut: opened.first_cut,
+            sync,
+            stream,
+            client,
+            state,
+            tasks: opened.tasks,
+            slot,
+            loads: JoinSet::new(),
+            loaded: mpsc::channel(1),
+            flight: None,
+            waiting_since: None,
+            oldest_commit: None,
+            last_commit: CommitPoint { end_lsn: Lsn::ZERO, commit_time: 0 },
+            source_end: Lsn::ZERO,
+            confirmed: Lsn::ZERO,
+            target,
+            ticks: 0,
+        }
+    }
+
+    /// Follows until the target is reached.
+    pub async fn run(mut self) -> Result<(), SyncError> {
+        let result = self.follow().await;
+        self.loads.shutdown().await;
+        match result {
+            Ok(()) => self.stream.close().await.map_err(SyncError::from),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn follow(&mut self) -> Result<(), SyncError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.begin_loads();
+            self.drain().await?;
+            if self.cut_is_due() {
+                self.cut().await?;
+            }
+            if self.is_done() {
+                return Ok(());
+            }
+            let shutdown = self.sync.shutdown.clone();
+            let due = self.flush_due_at();
+            tokio::select! {
+                event = self.stream.next() => self.event(event?).await?,
+                answer = next_answer(&mut self.flight) => self.answered(answer).await?,
+                Some(loaded) = self.loaded.1.recv() => self.join_stream(loaded).await?,
+                Some(ended) = self.loads.join_next() => self.load_ended(ended).await?,
+                () = at(due) => {}
+                _ = tick.tick() => self.tick().await?,
+                () = shutdown.cancelled() => return self.stop().await,
+            }
+        }
+    }
+
+    /// Takes what the connection has buffered already.
+    async fn drain(&mut self) -> Result<(), SyncError> {
+        for _ in 0..MESSAGES_AT_ONCE {
+            match self.stream.try_next()? {
+                Some(event) => self.event(event).await?,
+                None => return Ok(()),
+            }
+            if self.cut_is_due() {
+                self.cut().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn event(&mut self, event: Event) -> Result<(), SyncError> {
+        match event {
+            Event::Wal { end, data, .. } => {
+                self.source_end = self.source_end.max(end);
+                let step = self.router.message(&data)?;
+                self.step(step).await
+            }
+            Event::Keepalive { wal_end, .. } => {
+                self.source_end = self.source_end.max(wal_end);
+                let all_below_received = wal_end >= self.first_cut && self.router.between_transactions();
+                if all_below_received && self.last_commit.end_lsn < self.first_cut {
+                    // Nothing was committed since the youngest table's position: a cut may be there.
+                    self.last_commit.end_lsn = self.first_cut;
+                }
+                self.confirm_idle(wal_end).await
+            }
+        }
+    }
+
+    async fn step(&mut self, step: Step) -> Result<(), SyncError> {
+        match step {
+            Step::Continue => Ok(()),
+            Step::HandOver => self.hand_over().await,
+            Step::Committed(point) => {
+                self.last_commit = point;
+                if self.router.has_changes() {
+                    if self.waiting_since.is_none() {
+                        self.waiting_since = Some(Instant::now());
+                    }
+                    self.oldest_commit.get_or_insert(point.commit_time);
+                } else {
+                    self.confirm_idle(point.end_lsn).await?;
+                }
+                Ok(())
+            }
+            Step::Replay(replay) => self.replay(*replay).await,
+            Step::Stopped(relation, stop) => self.stop_table(relation, stop).await,
+        }
+    }
+
+    async fn replay(&mut self, mut replay: TransactionReplay) -> Result<(), SyncError> {
+        let mut message = Vec::new();
+        while let Some(subxid) = replay.messages.next(&mut message).map_err(SyncError::Spool)? {
+            let bytes = Bytes::copy_from_slice(&message);
+            match self.router.replay_message(&replay, subxid, &bytes)? {
+                Step::Continue => {}
+                Step::HandOver => self.hand_over().await?,
+                Step::Stopped(relation, stop) => self.stop_table(relation, stop).await?,
+                Step::Committed(_) | Step::Replay(_) => {}
+            }
+        }
+        match self.router.replay_done(&replay) {
+            Step::Committed(point) => Box::pin(self.step(Step::Committed(point))).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands full builders to their tables.
+    async fn hand_over(&mut self) -> Result<(), SyncError> {
+        for (relation, changes) in self.router.hand_over() {
+            self.apply(relation, changes).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, relation: u32, changes: RowChanges) -> Result<(), SyncError> {
+        if let Some(table) = self.tables.get(&relation) {
+            dead_letters::report(&table.planned, self.router.take_dead_letters(relation));
+            if let Some(writer) = &table.writer
+                && let Err(gone) = writer.apply(changes).await
+                && self.flight.is_none()
+            {
+                // With a cut under way the task has ended because of it, and its answer says why.
+                return Err(gone);
+            }
+        }
+        Ok(())
+    }
+
+    fn clearing(&self) -> bool {
+        self.tables.values().any(|table| table.clear_at_commit)
+    }
+
+    fn cut_is_due(&self) -> bool {
+        if self.flight.is_some() || !self.router.between_transactions() {
+            return false;
+        }
+        let Some(since) = self.waiting_since else { return false };
+        self.last_commit.end_lsn >= self.first_cut
+            && (since.elapsed() >= self.sync.flush.every.duration()
+                || self.router.ops_since_cut() >= self.sync.flush.rows
+                || self.router.bytes_since_cut() >= self.sync.flush.bytes.bytes())
+    }
+
+    fn flush_due_at(&self) -> Option<Instant> {
+        let waiting = self.flight.is_none() && self.router.between_transactions();
+        let ready = self.last_commit.end_lsn >= self.first_cut;
+        self.waiting_since.filter(|_| waiting && ready).map(|since| since + self.sync.flush.every.duration())
+    }
+
+    /// Cuts here for every table with changes, and sends the commits on their way.
+    async fn cut(&mut self) -> Result<(), SyncError> {
+        let point = self.last_commit;
+        let mut flight =
+            Flight { point, began: Instant::now(), answers: FuturesUnordered::new(), clear: Vec::new() };
+        for (relation, changes) in self.router.cut() {
+            if let Some(changes) = changes {
+                self.apply(relation, changes).await?;
+            }
+            let Some(table) = self.tables.get(&relation) else { continue };
+            let Some(writer) = &table.writer else { continue };
+            let spec = commit_info::of_stream(&table.app_id, self.confirmed, point.end_lsn, point.commit_time);
+            let answer = writer.commit(spec).await?;
+            flight.answers.push(Box::pin(async move { (relation, answer.await.ok()) }));
+        }
+        for (relation, table) in &mut self.tables {
+            if std::mem::take(&mut table.clear_at_commit) {
+                flight.clear.push(*relation);
+            }
+        }
+        self.waiting_since = None;
+        self.flight = Some(flight);
+        Ok(())
+    }
+
+    /// One table of the cut has answered; with the last of them the slot moves.
+    async fn answered(&mut self, answer: Option<(u32, Option<Outcome>)>) -> Result<(), SyncError> {
+        let Some((relation, outcome)) = answer else { return self.landed().await };
+        let Some(table) = self.tables.get(&relation) else { return Ok(()) };
+        let point = self.flight.as_ref().map_or(self.last_commit, |flight| flight.point);
+        match outcome {
+            Some(Outcome::Committed { committed, rows }) => {
+                let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
+                metrics::counter!(telemetry::SYNC_ROWS_TOTAL, &labels)
+                    .increment(committed.rows_added + committed.rows_deleted);
+                table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
+                    status.position = Some(point.end_lsn);
+                    status.version = Some(committed.version);
+                    status.rows = Some(rows);
+                });
+                Ok(())
+            }
+            Some(Outcome::Unchanged) => Ok(()),
+            Some(Outcome::Halted(reason)) => self.halt(relation, reason).await,
+            Some(Outcome::Failed(error)) => Err(error),
+            None => Err(SyncError::WriterGone),
+        }
+    }
+
+    async fn landed(&mut self) -> Result<(), SyncError> {
+        let Some(flight) = self.flight.take() else { return Ok(()) };
+        if !flight.clear.is_empty() {
+            let ids: Vec<String> = flight
+                .clear
+                .iter()
+                .filter_map(|relation| self.tables.get(relation))
+                .filter(|table| !table.loading)
+                .map(|table| table.table_id.clone())
+                .collect();
+            self.state.clear(&ids).await?;
+        }
+        metrics::histogram!(telemetry::SYNC_COMMIT_SECONDS, "database" => self.sync.database.clone())
+            .record(flight.began.elapsed().as_secs_f64());
+        self.confirm(flight.point.end_lsn).await?;
+        if self.waiting_since.is_none() {
+            self.oldest_commit = None;
+        } else {
+            self.oldest_commit = Some(self.last_commit.commit_time);
+        }
+        Ok(())
+    }
+
+    async fn confirm(&mut self, position: Lsn) -> Result<(), SyncError> {
+        if position > self.confirmed {
+            self.confirmed = position;
+            self.stream.confirm(position).await?;
+        }
+        Ok(())
+    }
+
+    /// With nothing received that is not in the lake, the slot may follow the source's idle WAL.
+    async fn confirm_idle(&mut self, position: Lsn) -> Result<(), SyncError> {
+        let idle = self.flight.is_none()
+            && !self.router.has_changes()
+            && self.router.between_transactions()
+            && !self.clearing();
+        if idle { self.confirm(position).await } else { Ok(()) }
+    }
+
+    /// A table leaves the stream for good; the others go on.
+    async fn halt(&mut self, relation: u32, reason: String) -> Result<(), SyncError> {
+        self.router.halt(relation);
+        if let Some(table) = self.tables.get_mut(&relation) {
+            tracing::error!(table = %table.planned.name, %reason, "table is halted; the others go on");
+            table.writer = None;
+            table.loading = false;
+            table.clear_at_commit = false;
+            table.show_halted(&reason);
+            let entry = (table.table_id.clone(), Discontinuity::Halted { reason });
+            self.state.enter(vec![entry]).await?;
+        }
+        Ok(())
+    }
+
+    async fn stop_table(&mut self, relation: u32, stop: Stop) -> Result<(), SyncError> {
+        match stop {
+            Stop::Row(error) => self.halt(relation, super::error::error_chain(&error)).await,
+            Stop::ShapeChanged(error) => {
+                // Everything is planned anew from the catalog; named as discontinuous, the table is
+                // loaded in its new shape, and replaced in one commit.
+                let Some(table) = self.tables.get(&relation) else { return Ok(()) };
+                self.state.enter(vec![(table.table_id.clone(), Discontinuity::Loading)]).await?;
+                Err(SyncError::ShapeChanged { table: table.planned.name.clone(), source: error })
+            }
+        }
+    }
+
+    fn begin_loads(&mut self) {
+        if self.to_load.is_empty() || !self.loads.is_empty() {
+            return;
+        }
+        let mut requests = Vec::new();
+        for relation in std::mem::take(&mut self.to_load) {
+            if let Some(table) = self.tables.get(&relation) {
+                let estimated = table.planned.source.estimated_rows;
+                table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
+                    status.state = TableState::Loading { rows_done: 0, rows_estimated: Some(estimated) };
+                });
+                requests.push(table.load_request(self.sync.writer_options()));
+            }
+        }
+        let sessions = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+        let slot = self.load_slot.clone();
+        let source = self.sync.source.clone();
+        self.loads.spawn(first_load::load(source, slot, requests, sessions, self.loaded.0.clone()));
+    }
+
+    /// A table's load is in the lake: what was set aside meanwhile follows, then it is live.
+    async fn join_stream(&mut self, loaded: Loaded) -> Result<(), SyncError> {
+        let Some(table) = self.tables.get_mut(&loaded.relation) else { return Ok(()) };
+        let Some(spool) = self.router.take_spool(loaded.relation) else { return Ok(()) };
+        table.show_live(&loaded.table, loaded.snapshot);
+        table.writer = Some(TableWriter::spawn(loaded.table, &self.tasks));
+        table.loading = false;
+        table.clear_at_commit = true;
+        let (schema, options) = (table.planned.schema.clone(), table.planned.builder.clone());
+        tracing::info!(table = %table.planned.name, changes = spool.messages(), "joining the stream");
+        self.router.go_live(loaded.relation, schema, options, loaded.snapshot);
+        self.first_cut = self.first_cut.max(loaded.snapshot);
+
+        let mut reader = spool.into_reader().map_err(SyncError::Spool)?;
+        let mut message = Vec::new();
+        while let Some(tag) = reader.next(&mut message).map_err(SyncError::Spool)? {
+            let bytes = Bytes::copy_from_slice(&message);
+            match self.router.spooled_message(loaded.relation, tag, &bytes)? {
+                Step::HandOver => self.hand_over().await?,
+                Step::Stopped(relation, stop) => self.stop_table(relation, stop).await?,
+                Step::Continue | Step::Committed(_) | Step::Replay(_) => {}
+            }
+        }
+        // Even without changes a cut follows: with it the table leaves `sync_state.json`.
+        self.waiting_since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    async fn load_ended(
+        &mut self,
+        ended: Result<Result<(), LoadFailed>, tokio::task::JoinError>,
+    ) -> Result<(), SyncError> {
+        let LoadFailed { relation, error } = match ended {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failed)) => failed,
+            Err(_) => return Err(SyncError::WriterGone),
+        };
+        match relation {
+            Some(relation) if !error.is_passing() => {
+                self.halt(relation, super::error::error_chain(&error)).await?;
+                // The others' load ended with it: they start over from another snapshot.
+                self.to_load = self.tables.iter().filter(|(_, table)| table.loading).map(|(id, _)| *id).collect();
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        match self.target {
+            Target::Shutdown => false,
+            Target::Position(position) => {
+                self.confirmed >= position
+                    && self.flight.is_none()
+                    && self.loads.is_empty()
+                    && self.to_load.is_empty()
+                    && !self.router.has_changes()
+                    && !self.clearing()
+            }
+        }
+    }
+
+    /// Stops cleanly: the transaction being received is finished, cut, committed and confirmed.
+    async fn stop(&mut self) -> Result<(), SyncError> {
+        let deadline = tokio::time::Instant::now() + LAST_TRANSACTION;
+        while !self.router.between_transactions() {
+            tokio::select! {
+                event = self.stream.next() => self.event(event?).await?,
+                () = tokio::time::sleep_until(deadline) => return Ok(()),
+            }
+        }
+        for _ in 0..2 {
+            // First what is on its way, then what came after it.
+            while self.flight.is_some() {
+                let answer = tokio::select! {
+                    answer = next_answer(&mut self.flight) => answer,
+                    () = tokio::time::sleep_until(deadline) => {
+                        tracing::warn!(database = %self.sync.database, "the lake does not answer; what is not committed is sent again after the next start");
+                        return Ok(());
+                    }
+                };
+                self.answered(answer).await?;
+            }
+            if self.waiting_since.is_some() && self.last_commit.end_lsn >= self.first_cut {
+                self.cut().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn tick(&mut self) -> Result<(), SyncError> {
+        self.ticks += 1;
+        let idle = self.oldest_commit.is_none() && self.flight.is_none();
+        let lag_bytes = if idle { 0 } else { self.source_end.bytes_since(self.confirmed) };
+        let lag_seconds = self.oldest_commit.map_or(0.0, seconds_since);
+        for table in self.tables.values() {
+            let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
+            table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
+                if matches!(status.state, TableState::Streaming | TableState::InsertsOnly) {
+                    status.lag_bytes = Some(lag_bytes);
+                    status.lag_seconds = Some(lag_seconds);
+                    metrics::gauge!(telemetry::SYNC_LAG_BYTES, &labels).set(lag_bytes as f64);
+                    metrics::gauge!(telemetry::SYNC_LAG_SECONDS, &labels).set(lag_seconds);
+                }
+            });
+        }
+        if self.ticks % SOURCE_TICKS == 1 {
+            self.look_at_source().await?;
+        }
+        Ok(())
+    }
+
+    /// What the slot retains at the source; and a heartbeat, so that WAL of other databases does not pile up behind an idle slot.
+    async fn look_at_source(&mut self) -> Result<(), SyncError> {
+        let slots =
+            postgres_connector::list_slots(&self.client, &self.sync.instance, &self.sync.database).await?;
+        if let Some(slot) = slots.iter().find(|slot| slot.name == self.slot) {
+            let retained = slot.retained_bytes;
+            metrics::gauge!(telemetry::SYNC_SLOT_RETAINED_WAL_BYTES, "database" => self.sync.database.clone())
+                .set(retained as f64);
+            self.sync.board.update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
+        }
+        if self.oldest_commit.is_none() {
+            postgres_connector::heartbeat(&self.client).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The next answer of the cut under way; `None` once all have answered. Never ready without a cut.
+async fn next_answer(flight: &mut Option<Flight>) -> Option<(u32, Option<Outcome>)> {
+    match flight {
+        Some(flight) => flight.answers.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Seconds between 1970-01-01 and 2000-01-01, where Postgres counts from.
+const POSTGRES_EPOCH: f64 = 946_684_800.0;
+
+fn seconds_since(commit_time: i64) -> f64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    (now - POSTGRES_EPOCH - commit_time as f64 / 1e6).max(0.0)
+}

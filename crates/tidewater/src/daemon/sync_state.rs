@@ -1,0 +1,188 @@
+//! What must outlive the daemon besides the Delta tables themselves.
+//!
+//! A Delta table's `txn` says how far its rows go. It cannot say that rows in between are missing: a
+//! table whose first load has not met the stream yet, and a table that was halted by an error, both
+//! fall behind while the slot moves on for the others. Their names stand in one small object,
+//! `<lake>/<database>/_tidewater/sync_state.json`, together with the incarnation that the slot belongs
+//! to. The rule that makes it safe: *a table is entered before the slot is confirmed past it, and taken
+//! out only after its own commit has caught up.* So after any crash a table is either continuous with
+//! the slot or named here, and is loaded anew.
+
+use super::SyncError;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The object's own format, so that a newer one is refused instead of misread.
+const FORMAT: u32 = 1;
+
+/// A small object; anything larger is not ours.
+const SIZE_LIMIT: u64 = 16 << 20;
+
+/// Why a table's rows are not continuous with the slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Discontinuity {
+    /// Its load, or the changes made while it ran, are not all committed yet.
+    Loading,
+    /// An error stopped it; it is loaded anew when its owner asks for it.
+    Halted {
+        /// What happened, for `status` after a restart.
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    format: u32,
+    system_identifier: String,
+    generation: u32,
+    /// By table id.
+    tables: BTreeMap<String, Discontinuity>,
+}
+
+/// One database's sync state and where it is kept. Only the daemon that holds the slot writes it.
+#[derive(Debug)]
+pub struct SyncState {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    content: Content,
+}
+
+impl SyncState {
+    /// Reads what an earlier run left; a fresh state of generation 0 where there is none.
+    pub async fn read(store: Arc<dyn ObjectStore>, path: Path) -> Result<SyncState, SyncError> {
+        let failed = |source: object_store::Error| SyncError::LakeState { path: path.to_string(), source };
+        let content = match store.get(&path).await {
+            Ok(found) if found.meta.size <= SIZE_LIMIT => {
+                let bytes = found.bytes().await.map_err(failed)?;
+                let content: Content = serde_json::from_slice(&bytes).map_err(|source| {
+                    SyncError::LakeStateUnreadable { path: path.to_string(), reason: source.to_string() }
+                })?;
+                if content.format != FORMAT {
+                    return Err(SyncError::LakeStateUnreadable {
+                        path: path.to_string(),
+                        reason: format!("it has format {}, this build knows {FORMAT}", content.format),
+                    });
+                }
+                content
+            }
+            Ok(found) => {
+                return Err(SyncError::LakeStateUnreadable {
+                    path: path.to_string(),
+                    reason: format!("it has {} bytes, at most {SIZE_LIMIT} are ours", found.meta.size),
+                });
+            }
+            Err(object_store::Error::NotFound { .. }) => Content {
+                format: FORMAT,
+                system_identifier: String::new(),
+                generation: 0,
+                tables: BTreeMap::new(),
+            },
+            Err(source) => return Err(failed(source)),
+        };
+        Ok(SyncState { store, path, content })
+    }
+
+    /// The slot generation that was last begun; 0 before the first.
+    pub fn generation(&self) -> u32 {
+        self.content.generation
+    }
+
+    /// The system identifier that generation belongs to.
+    pub fn system_identifier(&self) -> &str {
+        &self.content.system_identifier
+    }
+
+    /// Why a table is not continuous with the slot, `None` when it is.
+    pub fn discontinuity(&self, table_id: &str) -> Option<&Discontinuity> {
+        self.content.tables.get(table_id)
+    }
+
+    /// Begins an incarnation: from here on only its `txn` entries count.
+    pub async fn begin_incarnation(
+        &mut self,
+        system_identifier: &str,
+        generation: u32,
+    ) -> Result<(), SyncError> {
+        if self.content.system_identifier == system_identifier && self.content.generation == generation {
+            return Ok(());
+        }
+        let mut content = self.content.clone();
+        content.system_identifier = system_identifier.to_owned();
+        content.generation = generation;
+        self.put(content).await
+    }
+
+    /// Enters tables as discontinuous. Returns after it is durable.
+    pub async fn enter(&mut self, entries: Vec<(String, Discontinuity)>) -> Result<(), SyncError> {
+        let mut content = self.content.clone();
+        content.tables.extend(entries);
+        self.put(content).await
+    }
+
+    /// Takes tables out: their rows are continuous with the slot again.
+    pub async fn clear(&mut self, table_ids: &[String]) -> Result<(), SyncError> {
+        let mut content = self.content.clone();
+        content.tables.retain(|id, _| !table_ids.contains(id));
+        self.put(content).await
+    }
+
+    async fn put(&mut self, content: Content) -> Result<(), SyncError> {
+        if content == self.content {
+            return Ok(());
+        }
+        let bytes = serde_json::to_vec_pretty(&content).map_err(|source| SyncError::LakeStateUnreadable {
+            path: self.path.to_string(),
+            reason: source.to_string(),
+        })?;
+        self.store
+            .put(&self.path, PutPayload::from(bytes))
+            .await
+            .map_err(|source| SyncError::LakeState { path: self.path.to_string(), source })?;
+        self.content = content;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+
+    #[tokio::test]
+    async fn what_was_entered_is_there_after_a_restart_until_it_is_cleared() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let path = Path::from("shop/_tidewater/sync_state.json");
+        let mut state = SyncState::read(store.clone(), path.clone()).await.unwrap();
+        assert_eq!((state.generation(), state.system_identifier()), (0, ""));
+        state.begin_incarnation("7301", 3).await.unwrap();
+        let halted = Discontinuity::Halted { reason: "key is infinity".into() };
+        state.enter(vec![("a".into(), Discontinuity::Loading), ("b".into(), halted.clone())]).await.unwrap();
+
+        let mut state = SyncState::read(store.clone(), path.clone()).await.unwrap();
+        assert_eq!((state.generation(), state.system_identifier()), (3, "7301"));
+        assert_eq!(state.discontinuity("b"), Some(&halted));
+        state.clear(&["a".into()]).await.unwrap();
+        let state = SyncState::read(store, path).await.unwrap();
+        assert_eq!(state.discontinuity("a"), None);
+        assert_eq!(state.discontinuity("b"), Some(&halted));
+    }
+
+    #[tokio::test]
+    async fn a_state_of_another_format_is_refused() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let path = Path::from("sync_state.json");
+        for text in [
+            r#"{"format":2,"system_identifier":"1","generation":1,"tables":{}}"#,
+            "not json",
+            r#"{"format":1}"#,
+        ] {
+            store.put(&path, PutPayload::from(text)).await.unwrap();
+            let refused = SyncState::read(store.clone(), path.clone()).await;
+            assert!(matches!(refused, Err(SyncError::LakeStateUnreadable { .. })), "{text}");
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! What is going on, for `status`, the API and the metrics.
+//!
+//! The daemon's tasks write to a [`StatusBoard`] as things happen; whoever asks gets a [`StatusReport`] of
+//! that moment. Writers only hold a short lock over plain memory, never across an await, so reporting
+//! cannot slow the sync. The report's shape is part of the contract.
+
+use serde::{Deserialize, Serialize, Serializer};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wal_decoder::Lsn;
+
+/// Where a table's rows go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Postgres -> Delta
+    ToLake,
+    /// Delta -> Postgres
+    ToPostgres,
+}
+
+/// What a table is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableState {
+    /// Nothing yet: its source cannot be reached, or its turn has not come.
+    Waiting,
+    /// The first load is under way.
+    Loading {
+        /// rows copied so far
+        rows_done: u64,
+        /// the source's estimate of all rows; absent where it has none
+        rows_estimated: Option<u64>,
+    },
+    /// Changes arrive as they are committed.
+    Streaming,
+    /// As streaming, but the source can only publish inserts and truncates of this table.
+    InsertsOnly,
+    /// It stays at its version while a new copy is loaded beside it.
+    Reloading {
+        /// rows copied so far
+        rows_done: u64,
+        /// the source's estimate of all rows; absent where it has none
+        rows_estimated: Option<u64>,
+    },
+    /// Stopped by request.
+    Paused,
+    /// Stopped by an error, which `error` has.
+    Failed,
+}
+
+impl TableState {
+    /// The word that reports and metrics use.
+    pub fn name(self) -> &'static str {
+        match self {
+            TableState::Waiting => "waiting",
+            TableState::Loading { .. } => "loading",
+            TableState::Streaming => "streaming",
+            TableState::InsertsOnly => "inserts only",
+            TableState::Reloading { .. } => "reloading",
+            TableState::Paused => "paused",
+            TableState::Failed => "failed",
+        }
+    }
+
+    /// Rows copied and their estimate, while a load is under way.
+    pub fn load(self) -> Option<(u64, Option<u64>)> {
+        match self {
+            TableState::Loading { rows_done, rows_estimated }
+            | TableState::Reloading { rows_done, rows_estimated } => Some((rows_done, rows_estimated)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for TableState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One table in one direction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TableStatus {
+    /// which way
+    pub direction: Direction,
+    /// the database's name in the configuration
+    pub database: String,
+    /// `schema.table`
+    pub table: String,
+    /// where the Delta table is
+    pub location: String,
+    /// what it is doing
+    pub state: TableState,
+    /// up to where it holds every change
+    pub position: Option<Lsn>,
+    /// its Delta version at that position
+    pub version: Option<i64>,
+    /// WAL between its position and the source's
+    pub lag_bytes: Option<u64>,
+    /// age of the oldest change it lacks
+    pub lag_seconds: Option<f64>,
+    /// rows it holds, or has loaded so far
+    pub rows: Option<u64>,
+    /// the last error, until it is overcome
+    pub error: Option<String>,
+}
+
+impl TableStatus {
+    /// A table of which nothing is known yet.
+    pub fn new(direction: Direction, database: &str, table: &str) -> TableStatus {
+        TableStatus {
+            direction,
+            database: database.to_owned(),
+            table: table.to_owned(),
+            location: String::new(),
+            state: TableState::Waiting,
+            position: None,
+            version: None,
+            lag_bytes: None,
+            lag_seconds: None,
+            rows: None,
+            error: None,
+        }
+    }
+}
+
+/// One source database.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// the database's name in the configuration
+    pub database: String,
+    /// whether its stream is open
+    pub connected: bool,
+    /// the replication slot
+    pub slot: Option<String>,
+    /// WAL that the slot makes the source keep
+    pub retained_wal_bytes: Option<u64>,
+    /// what is being waited for
+    pub waiting: Option<String>,
+    /// the last error, until it is overcome
+    pub error: Option<String>,
+}
+
+/// The report of one moment: `tables` as the contract has them, and the sources beside them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// every table, ordered by direction, database and name
+    pub tables: Vec<TableReport>,
+    /// every source database
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
+    /// loads under way
+    #[serde(default)]
+    pub loads: Vec<LoadReport>,
+}
+
+/// A table as the contract reports it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TableReport {
+    /// which way
+    pub direction: Direction,
+    /// the database's name in the configuration
+    pub database: String,
+    /// `schema.table`
+    pub table: String,
+    /// where the Delta table is
+    pub location: String,
+    /// [`TableState::name`]
+    pub state: String,
+    /// up to where it holds every change, as `0/16B3748`
+    #[serde(serialize_with = "lsn_as_text", deserialize_with = "lsn_from_text")]
+    pub position: Option<Lsn>,
+    /// its Delta version
+    pub version: Option<i64>,
+    /// bytes of WAL behind
+    pub lag_bytes: Option<u64>,
+    /// seconds behind
+    pub lag_seconds: Option<f64>,
+    /// rows it holds
+    pub rows: Option<u64>,
+    /// the last error
+    pub error: Option<String>,
+}
+
+/// How far a load has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// the database's name in the configuration
+    pub database: String,
+    /// `schema.table`
+    pub table: String,
+    /// rows copied so far
+    pub rows_done: u64,
+    /// the source's estimate of all rows
+    pub rows_estimated: Option<u64>,
+}
+
+fn lsn_as_text<S: Serializer>(lsn: &Option<Lsn>, serializer: S) -> Result<S::Ok, S::Error> {
+    match lsn {
+        Some(lsn) => serializer.collect_str(lsn),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn lsn_from_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Lsn>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+}
+
+/// Where tasks write what they do. Cheap to clone; all clones are one board.
+#[derive(Debug, Clone, Default)]
+pub struct StatusBoard {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    ready: AtomicBool,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    tables: BTreeMap<(Direction, String, String), TableStatus>,
+    sources: BTreeMap<String, SourceStatus>,
+}
+
+impl StatusBoard {
+    /// An empty board that is not ready.
+    pub fn new() -> StatusBoard {
+        StatusBoard::default()
+    }
+
+    /// Changes what is said of a table on its way to the lake; the table appears with its first change.
+    pub fn update(&self, database: &str, table: &str, change: impl FnOnce(&mut TableStatus)) {
+        self.update_in(Direction::ToLake, database, table, change);
+    }
+
+    /// Changes what is said of a table in either direction.
+    pub fn update_in(
+        &self,
+        direction: Direction,
+        database: &str,
+        table: &str,
+        change: impl FnOnce(&mut TableStatus),
+    ) {
+        let key = (direction, database.to_owned(), table.to_owned());
+        change(
+            self.entries().tables.entry(key).or_insert_with(|| TableStatus::new(direction, database, table)),
+        );
+    }
+
+    /// Takes a table off the board: it is not synced any more.
+    pub fn remove(&self, direction: Direction, database: &str, table: &str) {
+        self.entries().tables.remove(&(direction, database.to_owned(), table.to_owned()));
+    }
+
+    /// Changes what is said of a source; the source appears with its first change.
+    pub fn update_source(&self, database: &str, change: impl FnOnce(&mut SourceStatus)) {
+        change(
+            self.entries()
+                .sources
+                .entry(database.to_owned())
+                .or_insert_with(|| SourceStatus { database: database.to_owned(), ..SourceStatus::default() }),
+        );
+    }
+
+    /// Says whether the daemon does its work: every source is connected and every first load has begun.
+    pub fn set_ready(&self, ready: bool) {
+        self.shared.ready.store(ready, Ordering::Release);
+    }
+
+    /// Whether the daemon does its work.
+    pub fn is_ready(&self) -> bool {
+        self.shared.ready.load(Ordering::Acquire)
+    }
+
+    /// One table as it stands.
+    pub fn table(&self, direction: Direction, database: &str, table: &str) -> Option<TableStatus> {
+        self.entries().tables.get(&(direction, database.to_owned(), table.to_owned())).cloned()
+    }
+
+    /// Everything as it stands.
+    pub fn snapshot(&self) -> StatusReport {
+        let entries = self.entries();
+        StatusReport {
+            tables: entries.tables.values().map(TableReport::from).collect(),
+            sources: entries.sources.values().cloned().collect(),
+            loads: entries.tables.values().filter_map(load_report).collect(),
+        }
+    }
+
+    /// A task that panicked while it held the lock left at worst one stale line; the others go on.
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl From<&TableStatus> for TableReport {
+    fn from(status: &TableStatus) -> Self {
+        TableReport {
+            direction: status.direction,
+            database: status.database.clone(),
+            table: status.table.clone(),
+            location: status.location.clone(),
+            state: status.state.name().to_owned(),
+            position: status.position,
+            version: status.version,
+            lag_bytes: status.lag_bytes,
+            lag_seconds: status.lag_seconds,
+            rows: status.rows.or_else(|| status.state.load().map(|(done, _)| done)),
+            error: status.error.clone(),
+        }
+    }
+}
+
+fn load_report(status: &TableStatus) -> Option<LoadReport> {
+    let (rows_done, rows_estimated) = status.state.load()?;
+    Some(LoadReport {
+        database: status.database.clone(),
+        table: status.table.clone(),
+        rows_done,
+        rows_estimated,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn streaming(board: &StatusBoard) {
+        board.update("shop", "public.orders", |table| {
+            table.location = "/lake/shop/public/orders".into();
+            table.state = TableState::Streaming;
+            table.position = Some(Lsn(0x16B_3748));
+            table.version = Some(12);
+            table.lag_bytes = Some(0);
+            table.lag_seconds = Some(0.25);
+            table.rows = Some(3);
+        });
+    }
+
+    #[test]
+    fn a_table_is_reported_with_the_keys_of_the_contract() {
+        let board = StatusBoard::new();
+        streaming(&board);
+        assert_eq!(
+            serde_json::to_value(board.snapshot()).unwrap()["tables"],
+            serde_json::json!([{
+                "direction": "to_lake", "database": "shop", "table": "public.orders",
+                "location": "/lake/shop/public/orders", "state": "streaming", "position": "0/16B3748",
+                "version": 12, "lag_bytes": 0, "lag_seconds": 0.25, "rows": 3, "error": null
+            }])
+        );
+    }
+
+    #[test]
+    fn a_report_survives_its_way_over_the_socket() {
+        let board = StatusBoard::new();
+        streaming(&board);
+        board.update("shop", "public.items", |table| {
+            table.state = TableState::Loading { rows_done: 5, rows_estimated: Some(10) };
+        });
+        board.update_source("shop", |source| source.slot = Some("tidewater_main_shop_1".into()));
+        let report = board.snapshot();
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<StatusReport>(&text).unwrap(), report);
+        assert_eq!(report.loads[0].rows_estimated, Some(10));
+        assert_eq!(report.tables[0].rows, Some(5));
+    }
+
+    #[test]
+    fn clones_share_one_board_and_a_removed_table_is_gone() {
+        let board = StatusBoard::new();
+        streaming(&board.clone());
+        board.clone().set_ready(true);
+        assert!(board.is_ready());
+        assert_eq!(board.snapshot().tables.len(), 1);
+        board.remove(Direction::ToLake, "shop", "public.orders");
+        assert!(board.snapshot().tables.is_empty());
+    }
+}

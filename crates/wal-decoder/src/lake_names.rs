@@ -1,0 +1,106 @@
+//! Names in the lake, from names in Postgres.
+//!
+//! The choice is made once, when a table is created in the lake, and kept in its metadata; these functions
+//! only say what it is then.
+
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use std::fmt::Write;
+
+/// The folder of a database, schema or table: characters outside `[A-Za-z0-9_.-]` become `_`.
+///
+/// A name of dots only would leave its place in a path, so its dots become `_` too.
+pub fn folder_name(source: &str) -> String {
+    if source.bytes().all(|byte| byte == b'.') {
+        return "_".repeat(source.len().max(1));
+    }
+    source
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' })
+        .collect()
+}
+
+/// The columns of a table in the lake, in the order of `source`.
+///
+/// Characters that Delta's readers refuse in column names become `_`. Names that are equal ignoring case
+/// could not be told apart by readers that ignore it: the first keeps its name, each later one gets `_`
+/// and the first six hex digits of the SHA-256 of its name in Postgres.
+pub fn lake_column_names(source: &[String]) -> Vec<String> {
+    let mut taken = HashSet::with_capacity(source.len());
+    source
+        .iter()
+        .map(|name| {
+            let clean = clean_column_name(name);
+            let mut chosen = clean.clone();
+            // Six digits may meet a column that is really called so: then more of them are taken.
+            let mut digits = 6;
+            while !taken.insert(chosen.to_lowercase()) {
+                chosen = format!("{clean}_{}", hash_digits(name, digits));
+                digits += 2;
+            }
+            chosen
+        })
+        .collect()
+}
+
+fn clean_column_name(name: &str) -> String {
+    name.chars()
+        .map(
+            |c| {
+                if matches!(c, ' ' | ',' | ';' | '{' | '}' | '(' | ')' | '\n' | '\t' | '=') { '_' } else { c }
+            },
+        )
+        .collect()
+}
+
+fn hash_digits(name: &str, digits: usize) -> String {
+    let mut text = String::new();
+    for byte in Sha256::digest(name.as_bytes()) {
+        // Writing into a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.truncate(digits);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns(names: &[&str]) -> Vec<String> {
+        lake_column_names(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn plain_names_stay_as_they_are() {
+        assert_eq!(columns(&["id", "Größe", "a.b", "x-y", "\"q\""]), ["id", "Größe", "a.b", "x-y", "\"q\""]);
+    }
+
+    #[test]
+    fn each_forbidden_character_becomes_an_underscore() {
+        assert_eq!(columns(&["a b,c;d{e}f(g)h\ni\tj=k"]), ["a_b_c_d_e_f_g_h_i_j_k"]);
+    }
+
+    #[test]
+    fn the_later_of_two_equal_names_gets_six_digits_of_its_hash() {
+        // printf %s ID | sha256sum, and so on
+        assert_eq!(columns(&["id", "ID"]), ["id", "ID_384397"]);
+        assert_eq!(columns(&["a b", "a_b", "a,b"]), ["a_b", "a_b_648fa9", "a_b_1eb7c5"]);
+    }
+
+    #[test]
+    fn a_column_that_looks_like_a_hashed_one_is_no_collision() {
+        let hashed = columns(&["id", "ID"])[1].clone();
+        let names = columns(&["id", &hashed, "ID"]);
+        assert_eq!(names[1], hashed);
+        assert!(names[2].starts_with(&hashed) && names[2].len() == hashed.len() + 2);
+    }
+
+    #[test]
+    fn folders_hold_only_portable_characters() {
+        assert_eq!(folder_name("orders_2026.v-1"), "orders_2026.v-1");
+        assert_eq!(folder_name("Größe/x y"), "Gr__e_x_y");
+        assert_eq!(folder_name(".."), "__");
+        assert_eq!(folder_name(""), "_");
+    }
+}
