@@ -177,9 +177,15 @@ async fn a_table_that_was_dropped_and_made_anew_shows_its_new_rows() {
     table_with_rows(&place, 5, &[]).await;
     let lake = open(folder.path()).await;
     assert_eq!(csv(&lake, "SELECT count(*) FROM t").await.unwrap(), ["5"]);
-    std::fs::remove_dir_all(&place).unwrap();
-    table_with_rows(&place, 1, &[]).await;
-    assert_eq!(csv(&lake, "SELECT count(*) FROM t").await.unwrap(), ["1"]);
+    assert_eq!(csv(&lake, "SELECT sum(id) FROM t VERSION AS OF 1").await.unwrap(), ["1"]);
+    // Fewer, as many, and more versions than the table that went before it.
+    for rows in [1, 5, 5, 7] {
+        std::fs::remove_dir_all(&place).unwrap();
+        assert!(error(&lake, "SELECT * FROM t").await.contains("has no table"));
+        table_with_rows(&place, rows, &[]).await;
+        assert_eq!(csv(&lake, "SELECT count(*) FROM t").await.unwrap(), [rows.to_string()]);
+        assert_eq!(csv(&lake, "SELECT sum(id) FROM t VERSION AS OF 1").await.unwrap(), ["1"]);
+    }
 }
 
 #[tokio::test]
