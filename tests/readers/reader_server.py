@@ -255,8 +255,13 @@ def _message(error):
     return f"{type(error).__name__}: {error}"[:LONGEST_ERROR_CHARACTERS]
 
 
-def _on_alarm(signum, frame):
-    raise TimedOut("the engine did not answer in time; raise timeout_seconds if the table is large")
+def install_alarm():
+    """Lets `answer` end what takes too long; without it a late alarm would end the process."""
+
+    def on_alarm(signum, frame):
+        raise TimedOut("the engine did not answer in time; raise timeout_seconds if the table is large")
+
+    signal.signal(signal.SIGALRM, on_alarm)
 
 
 def serve():
@@ -264,7 +269,7 @@ def serve():
     # itself and points theirs at stderr.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    signal.signal(signal.SIGALRM, _on_alarm)
+    install_alarm()
     for line in sys.stdin:
         if line.strip():
             out.write(json.dumps(answer(line)) + "\n")

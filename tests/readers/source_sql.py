@@ -32,8 +32,24 @@ SESSION = {
 # A Delta timestamp counts microseconds since 1970 in 64 bits: it ends here, Postgres's 30 years later.
 LAST_TIMESTAMP = "294247-01-10 04:00:54.775807"
 
-# Element types that travel as they are, each with the expression of one value.
+# Types whose cast to text is the canonical text.
 _PLAIN = {"int2", "int4", "int8", "oid", "xid"}
+
+# The contract's table, but for numeric, domains and arrays. What is not here is a string.
+_DELTA_TYPES = {
+    "bool": "boolean",
+    "int2": "short",
+    "int4": "integer",
+    "int8": "long",
+    "oid": "long",
+    "xid": "long",
+    "float4": "float",
+    "float8": "double",
+    "date": "date",
+    "timestamp": "timestamp_ntz",
+    "timestamptz": "timestamp",
+    "bytea": "binary",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,8 @@ class SourceColumn:
     """As the lake has it."""
     kind: str
     """The type behind domains: `numeric`, `int4[]`; what `canonical_text.readable` wants."""
+    delta_type: str
+    """The type that the lake's column must have, as Delta's schema spells it."""
     expression: str
     """Its canonical text, in SQL over the table."""
     key: bool
@@ -90,34 +108,46 @@ def columns(connection, schema, table):
     lake_names = lake_column_names([row[0] for row in found])
     described = []
     for (name, oid, typmod, key), lake_name in zip(found, lake_names):
-        kind, expression = _typed(types, oid, typmod, quoted(name))
-        described.append(SourceColumn(name, lake_name, kind, expression, key))
+        kind, delta_type, expression = _typed(types, oid, typmod, quoted(name))
+        described.append(SourceColumn(name, lake_name, kind, delta_type, expression, key))
     return described
 
 
 def _typed(types, oid, typmod, value):
-    """The type behind the domains, and the canonical text of `value`."""
+    """The type behind the domains, its Delta type, and the canonical text of `value`."""
     name, typtype, base, base_typmod, element = types[oid]
     while typtype == "d":
         # A domain's own modifier counts; a column over a domain can have none.
         oid, typmod = base, base_typmod
         name, typtype, base, base_typmod, element = types[oid]
     if name == "vector":
-        return "float4[]", _array(value, f"{value}::real[]", _scalar("float4", -1, "element"))
+        return "float4[]", "array<float>", _array(value, f"{value}::real[]", _scalar("float4", -1, "element"))
     if element:
-        kind, expression = _typed(types, element, typmod, "element")
+        kind, delta_type, expression = _typed(types, element, typmod, "element")
         if kind.endswith("[]"):
             # An array of a domain over an array: the one way to nest them. The contract has no such type.
-            return "text", _written(value)
+            return "text", "string", _written(value)
         one_dimension = f"coalesce(array_ndims({value}), 1) = 1 AND coalesce(array_lower({value}, 1), 1) = 1"
-        return f"{kind}[]", f"CASE WHEN {one_dimension} THEN {_array(value, value, expression)} END"
-    return name, _scalar(name, typmod, value)
+        return f"{kind}[]", f"array<{delta_type}>", f"CASE WHEN {one_dimension} THEN {_array(value, value, expression)} END"
+    return name, _delta_type(name, typmod), _scalar(name, typmod, value)
+
+
+def _delta_type(name, typmod):
+    if name == "numeric":
+        precision, scale = _decimal(typmod) or (None, None)
+        return "string" if precision is None else f"decimal({precision},{scale})"
+    return _DELTA_TYPES.get(name, "string")
 
 
 def _array(value, unnested, element_expression):
+    # unnest in the select list, not in FROM: there an array of a composite type would fall into its fields.
+    elements = f"SELECT unnest({unnested}) AS element, generate_subscripts({unnested}, 1) AS at"
+    # One element without a place in Delta, and the array has none: a null among the others would be a lie.
+    whole = "count(element) = count(written)"
     return (
-        f"CASE WHEN {value} IS NOT NULL THEN (SELECT coalesce(to_json(array_agg({element_expression} ORDER BY at))::text, '[]')"
-        f" FROM unnest({unnested}) WITH ORDINALITY AS elements (element, at)) END"
+        f"CASE WHEN {value} IS NOT NULL THEN (SELECT CASE WHEN {whole}"
+        f" THEN coalesce(to_json(array_agg(written ORDER BY at))::text, '[]') END"
+        f" FROM (SELECT at, element, {element_expression} AS written FROM ({elements}) AS elements) AS texts) END"
     )
 
 
@@ -141,13 +171,19 @@ def _scalar(name, typmod, value):
 
 
 def _numeric(typmod, value):
-    if typmod >= 0:
-        precision, scale = (typmod - 4) >> 16 & 0xFFFF, (typmod - 4) & 0x7FF
-        scale -= 2048 if scale >= 1024 else 0
-        digits = precision - scale if scale < 0 else max(precision, scale)
-        if digits <= 38:
-            return f"CASE WHEN {value} NOT IN ('NaN', 'Infinity', '-Infinity') THEN {value}::text END"
+    if _decimal(typmod):
+        return f"CASE WHEN {value} NOT IN ('NaN', 'Infinity', '-Infinity') THEN {value}::text END"
     return _written(value)
+
+
+def _decimal(typmod):
+    """Precision and scale of the Delta decimal for a numeric's modifier; None where it has to be a string."""
+    if typmod < 0:
+        return None
+    precision, scale = (typmod - 4) >> 16 & 0xFFFF, (typmod - 4) & 0x7FF
+    scale -= 2048 if scale >= 1024 else 0
+    digits, kept = (precision - scale, 0) if scale < 0 else (max(precision, scale), scale)
+    return (digits, kept) if digits <= 38 else None
 
 
 def _written(value):
@@ -163,22 +199,24 @@ def quoted(name):
 
 def lake_column_names(names):
     """The contract's column names: some characters become `_`, later ones equal ignoring case get a suffix."""
-    return _told_apart(names, [re.sub(r"[ ,;{}()\n\t=]", "_", name) for name in names])
-
-
-def lake_folder_names(names):
-    """The contract's folder names, for the schemas of a database or the tables of a schema."""
-    return _told_apart(names, [re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in names])
-
-
-def _told_apart(names, cleaned):
     taken, chosen = set(), []
-    for name, clean in zip(names, cleaned):
+    for name in names:
+        clean = re.sub(r"[ ,;{}()\n\t=]", "_", name)
         if clean.lower() in taken:
-            clean += "_" + hashlib.sha256(name.encode()).hexdigest()[:6]
+            clean += name_suffix(name)
         taken.add(clean.lower())
         chosen.append(clean)
     return chosen
+
+
+def name_suffix(name):
+    """What tells the later of two equal names apart."""
+    return "_" + hashlib.sha256(name.encode()).hexdigest()[:6]
+
+
+def folder_name(name):
+    """The contract's folder name of a database, schema or table, unless an earlier one has it already."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def rows_query(columns, schema, table):
