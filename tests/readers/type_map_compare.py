@@ -5,8 +5,8 @@
 
 Made for the database of type_map.sql, but it knows nothing about it: any database can be judged. For each table
 the Delta schema must be what the contract's type map says (names, order, types), and the rows that Spark, DuckDB,
-Polars and delta-rs read must be the rows that Postgres has, cell for cell. Postgres is asked in one snapshot, so
-let the sync catch up first and change nothing meanwhile.
+Polars and delta-rs read must be the rows that Postgres has, cell for cell. Let the sync catch up first and change
+nothing meanwhile.
 
 Differing cells are printed, at most twenty a table and reader. One table in one reader is one check, and so is one
 table's schema; the last line counts them (`N passed, N failed`). Exit code 1 when any failed.
