@@ -117,7 +117,8 @@ def test_a_missing_mirror_is_a_difference(source, lake, tmp_path):
 def test_postgres_and_every_reader_compute_the_same_checksum(source, lake, readers):
     for schema, table in type_map_compare.source_tables(source, ["collisions.*"]):
         wanted = readers.ask(op="source_checksum", dsn=source, schema=schema, table=table)
-        for engine in ENGINES:
+        # Spark takes a second or two for each, and the other schemas hold no type that `types` does not.
+        for engine in ENGINES if schema == "types" else ENGINES[1:]:
             found = readers.ask(engine=engine, op="checksum", path=table_folder(lake, schema, table))
             assert "error" not in found, found
             assert (found["columns"], found["count"], found["checksum"]) == (
