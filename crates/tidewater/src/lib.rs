@@ -3,4 +3,6 @@
 //! `config` is the file, `commands` the command line, `http` the API, `status` what they tell of the daemon.
 
 pub mod config;
+pub mod http;
 pub mod status;
+pub mod telemetry;
