@@ -3,6 +3,7 @@
 //! `config` is the file, `commands` the command line, `http` the API, `status` what they tell of the daemon.
 
 pub mod config;
+pub mod daemon;
 pub mod http;
 pub mod status;
 pub mod telemetry;

@@ -512,3 +512,6 @@ fn plain_relation(bytes: &Bytes, xid: Option<u32>) -> Bytes {
         _ => Bytes::copy_from_slice(bytes),
     }
 }
+
+#[cfg(test)]
+mod tests;

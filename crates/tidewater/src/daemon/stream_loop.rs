@@ -95,14 +95,6 @@ impl LiveTable {
         if self.planned.inserts_only.is_some() { TableState::InsertsOnly } else { TableState::Streaming }
     }
 
-    /// Shows it as stopped by an error.
-    pub fn show_halted(&self, reason: &str) {
-        self.shown.board.update(&self.shown.database, &self.shown.table, |status| {
-            status.state = TableState::Failed;
-            status.error = Some(reason.to_owned());
-        });
-    }
-
     /// Shows it as following the stream.
     pub fn show_live(&self, table: &MirrorTable, position: Lsn) {
         let (version, rows, state) = (table.version(), table.stats().rows, self.streaming_state());
@@ -438,7 +430,7 @@ impl StreamLoop {
             table.writer = None;
             table.loading = false;
             table.clear_at_commit = false;
-            table.show_halted(&reason);
+            table.shown.show_halted(&reason);
             let entry = (table.table_id.clone(), Discontinuity::Halted { reason });
             self.state.enter(vec![entry]).await?;
         }
