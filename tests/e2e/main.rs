@@ -3,3 +3,4 @@
 #![allow(clippy::unwrap_used, reason = "the whole binary is tests")]
 
 mod harness;
+mod mirror;
