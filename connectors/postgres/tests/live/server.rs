@@ -1,4 +1,4 @@
-//! A private PostgreSQL server with TLS, SCRAM and logical WAL, and databases in it.
+//! A private PostgreSQL server with SCRAM and logical WAL, and databases in it.
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use postgres_connector::{Client, SourceConfig, TlsMode, connect};
@@ -51,7 +51,6 @@ impl Server {
             "max_connections=150".into(),
             "max_prepared_transactions=5".into(),
             "fsync=off".into(),
-            "ssl=on".into(),
         ];
         let mut command = server.command("sh");
         command.args(["-c", &script, "sh", &postgres, "-D", "data"]);
@@ -103,10 +102,10 @@ impl Server {
         let script = "set -e
             ca() { openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout $1.key -out $1.pem -subj /CN=$1 -days 2; }
             ca ca; ca stranger
-            openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout data/server.key -out server.csr -subj /CN=localhost
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout server.key -out server.csr -subj /CN=localhost
             echo 'subjectAltName=DNS:localhost' > san
-            openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out data/server.crt -days 2 -extfile san
-            chmod 600 data/server.key; chmod 755 .";
+            openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile san
+            chmod 755 .";
         let output = self.command("sh").args(["-c", script]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
