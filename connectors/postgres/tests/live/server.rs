@@ -28,7 +28,7 @@ pub fn server() -> &'static Server {
 impl Server {
     fn start() -> Server {
         let account = rustix::process::geteuid().is_root().then(unprivileged_account);
-        let dir = tempfile::Builder::new().prefix("tidewater-pg-").tempdir().unwrap().keep();
+        let dir = tempfile::Builder::new().prefix("tidewater-connector-").tempdir().unwrap().keep();
         if let Some((uid, gid)) = account {
             chown(&dir, Some(uid), Some(gid)).unwrap();
         }
@@ -61,18 +61,9 @@ impl Server {
         // The pipe stays open until this process ends.
         std::mem::forget(child.stdin.take());
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !server
-            .command(server.bin.join("pg_isready"))
-            .args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()])
-            .status()
-            .unwrap()
-            .success()
-        {
-            assert!(
-                Instant::now() < deadline,
-                "{}",
-                std::fs::read_to_string(server.dir.join("log")).unwrap()
-            );
+        let log = || std::fs::read_to_string(server.dir.join("log")).unwrap_or_default();
+        while !log().contains("ready to accept connections") {
+            assert!(Instant::now() < deadline && !log().contains("FATAL"), "{}", log());
             std::thread::sleep(Duration::from_millis(50));
         }
         server
