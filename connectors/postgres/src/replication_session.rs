@@ -84,11 +84,12 @@ pub struct StreamOptions {
     pub messages: bool,
 }
 
-impl Default for StreamOptions {
-    /// Streaming and messages, with the protocol that has them on every supported server (2, since 14). Later protocols add
-    /// only two-phase commits and parallel apply, which Tidewater does not ask for.
-    fn default() -> StreamOptions {
-        StreamOptions { proto_version: 2, streaming: true, messages: true }
+impl StreamOptions {
+    /// What a server of this version (180006 is 18.6) can send of what Tidewater wants: streaming and messages came with
+    /// protocol 2 in Postgres 14. Later protocols add only two-phase commits and parallel apply, which are not asked for.
+    pub fn for_server(version: u32) -> StreamOptions {
+        let modern = version >= 140_000;
+        StreamOptions { proto_version: if modern { 2 } else { 1 }, streaming: modern, messages: modern }
     }
 }
 

@@ -12,3 +12,4 @@ mod sessions;
 mod snapshots;
 mod streaming;
 mod tables;
+mod tls_front;

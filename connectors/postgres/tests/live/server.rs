@@ -1,4 +1,4 @@
-//! A private PostgreSQL server with TLS, SCRAM and logical WAL, and databases in it.
+//! A private PostgreSQL server with SCRAM and logical WAL, and databases in it.
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use postgres_connector::{Client, SourceConfig, TlsMode, connect};
@@ -28,7 +28,7 @@ pub fn server() -> &'static Server {
 impl Server {
     fn start() -> Server {
         let account = rustix::process::geteuid().is_root().then(unprivileged_account);
-        let dir = tempfile::Builder::new().prefix("tidewater-pg-").tempdir().unwrap().keep();
+        let dir = tempfile::Builder::new().prefix("tidewater-connector-").tempdir().unwrap().keep();
         if let Some((uid, gid)) = account {
             chown(&dir, Some(uid), Some(gid)).unwrap();
         }
@@ -51,7 +51,6 @@ impl Server {
             "max_connections=150".into(),
             "max_prepared_transactions=5".into(),
             "fsync=off".into(),
-            "ssl=on".into(),
         ];
         let mut command = server.command("sh");
         command.args(["-c", &script, "sh", &postgres, "-D", "data"]);
@@ -62,18 +61,9 @@ impl Server {
         // The pipe stays open until this process ends.
         std::mem::forget(child.stdin.take());
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !server
-            .command(server.bin.join("pg_isready"))
-            .args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()])
-            .status()
-            .unwrap()
-            .success()
-        {
-            assert!(
-                Instant::now() < deadline,
-                "{}",
-                std::fs::read_to_string(server.dir.join("log")).unwrap()
-            );
+        let log = || std::fs::read_to_string(server.dir.join("log")).unwrap_or_default();
+        while !log().contains("ready to accept connections") {
+            assert!(Instant::now() < deadline && !log().contains("FATAL"), "{}", log());
             std::thread::sleep(Duration::from_millis(50));
         }
         server
@@ -103,10 +93,10 @@ impl Server {
         let script = "set -e
             ca() { openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout $1.key -out $1.pem -subj /CN=$1 -days 2; }
             ca ca; ca stranger
-            openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout data/server.key -out server.csr -subj /CN=localhost
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout server.key -out server.csr -subj /CN=localhost
             echo 'subjectAltName=DNS:localhost' > san
-            openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out data/server.crt -days 2 -extfile san
-            chmod 600 data/server.key; chmod 755 .";
+            openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile san
+            chmod 755 .";
         let output = self.command("sh").args(["-c", script]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

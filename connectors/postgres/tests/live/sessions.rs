@@ -1,13 +1,9 @@
 //! Getting in: passwords, TLS, sockets, settings.
 
 use crate::server::{database, server};
-use postgres_connector::{Client, Error, Host, ReplicationSession, SourceConfig, TlsMode, connect};
+use crate::tls_front::tls_front;
+use postgres_connector::{Error, Host, ReplicationSession, SourceConfig, TlsMode, connect};
 use tokio_postgres::types::ToSql;
-
-async fn is_encrypted(client: &Client) -> bool {
-    let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
 
 #[tokio::test]
 async fn a_wrong_password_is_an_authentication_error_for_both_kinds_of_session() {
@@ -39,39 +35,53 @@ async fn both_kinds_of_session_go_through_a_unix_socket() {
     session.close().await.unwrap();
 }
 
-fn with_tls(host: &str, tls: TlsMode, ca: Option<&str>) -> SourceConfig {
-    SourceConfig { tls, ca_file: ca.map(|name| server().file(name)), ..server().config(host, "postgres") }
+fn with_tls(host: &str, port: u16, tls: TlsMode, ca: Option<&str>) -> SourceConfig {
+    let config = server().config(host, "postgres");
+    SourceConfig {
+        hosts: vec![(Host::Tcp(host.into()), port)],
+        tls,
+        ca_file: ca.map(|name| server().file(name)),
+        ..config
+    }
 }
 
 #[tokio::test]
 async fn every_tls_mode_checks_what_it_promises() {
+    let port = tls_front().await;
     let accepted = [
         ("127.0.0.1", TlsMode::Prefer, None),
         ("127.0.0.1", TlsMode::Require, None),
         ("127.0.0.1", TlsMode::VerifyCa, Some("ca.pem")),
         ("localhost", TlsMode::VerifyFull, Some("ca.pem")),
         // The server's own certificate, handed out as the CA.
-        ("localhost", TlsMode::VerifyFull, Some("data/server.crt")),
+        ("localhost", TlsMode::VerifyFull, Some("server.crt")),
     ];
     for (host, tls, ca) in accepted {
-        let config = with_tls(host, tls, ca);
-        assert!(is_encrypted(&connect(&config).await.unwrap()).await, "{tls:?}");
+        let config = with_tls(host, port, tls, ca);
+        connect(&config).await.unwrap_or_else(|err| panic!("{tls:?} {ca:?}: {err:?}"));
         ReplicationSession::connect(&config).await.unwrap().close().await.unwrap();
     }
     let refused = [
         ("127.0.0.1", TlsMode::VerifyFull, Some("ca.pem")),
-        ("127.0.0.1", TlsMode::VerifyFull, Some("data/server.crt")),
+        ("127.0.0.1", TlsMode::VerifyFull, Some("server.crt")),
         ("localhost", TlsMode::VerifyCa, Some("stranger.pem")),
         ("localhost", TlsMode::Require, Some("stranger.pem")),
     ];
     for (host, tls, ca) in refused {
-        let config = with_tls(host, tls, ca);
+        let config = with_tls(host, port, tls, ca);
         let error = connect(&config).await.err().unwrap();
         assert!(matches!(error, Error::TlsHandshake { .. }), "{tls:?} {ca:?}: {error:?}");
         assert!(matches!(ReplicationSession::connect(&config).await, Err(Error::TlsHandshake { .. })));
     }
-    let missing = with_tls("localhost", TlsMode::VerifyFull, Some("nothing.pem"));
+    let missing = with_tls("localhost", port, TlsMode::VerifyFull, Some("nothing.pem"));
     assert!(matches!(connect(&missing).await, Err(Error::CaFile { .. })));
+}
+
+#[tokio::test]
+async fn a_preference_for_tls_settles_for_none() {
+    let config = SourceConfig { tls: TlsMode::Prefer, ..server().config("127.0.0.1", "postgres") };
+    connect(&config).await.unwrap();
+    ReplicationSession::connect(&config).await.unwrap().close().await.unwrap();
 }
 
 #[tokio::test]

@@ -121,8 +121,8 @@ async fn text_is_what_the_type_prints_and_not_what_a_cast_makes_of_it() {
              CREATE FUNCTION shout(mood) RETURNS text LANGUAGE sql IMMUTABLE RETURN 'CAST';
              CREATE CAST (mood AS text) WITH FUNCTION shout(mood);
              CREATE TABLE odd (padded char(5), address inet, net cidr, truth bool, letter \"char\", feeling mood, both_ pair,
-                               nothing pair, short code, doc xml, spans interval, at time, tags int[], gone text);
-             INSERT INTO odd VALUES ('ab', '192.168.1.1', '10.0.0.0/8', true, 'x', 'calm', (1, 'z'), (NULL, NULL), 'q', '<a/>',
+                               nothing pair, short code, spans interval, at time, tags int[], gone text);
+             INSERT INTO odd VALUES ('ab', '192.168.1.1', '10.0.0.0/8', true, 'x', 'calm', (1, 'z'), (NULL, NULL), 'q', 
                                      '1 day 2 hours', '04:05:06', '{1,NULL}', NULL)",
         )
         .await
@@ -143,7 +143,6 @@ async fn text_is_what_the_type_prints_and_not_what_a_cast_makes_of_it() {
         "(1,z)",
         "(,)",
         "q     ",
-        "<a/>",
         "P1DT2H",
         "04:05:06",
         "{1,NULL}",

@@ -32,7 +32,7 @@ async fn make_slot(config: &SourceConfig, name: &str) -> Lsn {
 
 async fn stream(config: &SourceConfig, slot: &str, from: Lsn) -> Result<LogicalStream, Error> {
     let session = ReplicationSession::connect(config).await.unwrap();
-    session.start_logical(slot, from, &["p"], StreamOptions::default()).await
+    session.start_logical(slot, from, &["p"], StreamOptions::for_server(180_000)).await
 }
 
 /// Reads messages until a Commit, or a StreamCommit; returns them with the commit's end position.
@@ -136,7 +136,7 @@ async fn a_killed_walsender_ends_the_stream_with_the_servers_reason() {
     let slot = session.create_logical_slot("killed_1", TEMPORARY).await.unwrap();
     let pid = session.backend_pid();
     let mut stream = session
-        .start_logical("killed_1", slot.consistent_point, &["p"], StreamOptions::default())
+        .start_logical("killed_1", slot.consistent_point, &["p"], StreamOptions::for_server(180_000))
         .await
         .unwrap();
     let confirmer = stream.confirmer();
@@ -162,7 +162,7 @@ async fn a_large_transaction_arrives_whole_while_it_is_open() {
     let mut session = ReplicationSession::connect(&large).await.unwrap();
     let slot = session.create_logical_slot("large_1", TEMPORARY).await.unwrap();
     let mut stream = session
-        .start_logical("large_1", slot.consistent_point, &["p"], StreamOptions::default())
+        .start_logical("large_1", slot.consistent_point, &["p"], StreamOptions::for_server(180_000))
         .await
         .unwrap();
     let lengths = "SELECT i, repeat('x', 3000000 + i) FROM generate_series(1, 8) i";
@@ -190,7 +190,7 @@ async fn a_reader_that_is_busy_for_long_keeps_its_stream() {
     let mut session = ReplicationSession::connect(&config).await.unwrap();
     let slot = session.create_logical_slot("busy_1", TEMPORARY).await.unwrap();
     let mut stream = session
-        .start_logical("busy_1", slot.consistent_point, &["p"], StreamOptions::default())
+        .start_logical("busy_1", slot.consistent_point, &["p"], StreamOptions::for_server(180_000))
         .await
         .unwrap();
     // More than all buffers hold, so that the server is kept waiting too.
@@ -212,7 +212,7 @@ async fn a_heartbeat_passes_through_an_idle_stream() {
     let mut session = ReplicationSession::connect(&config).await.unwrap();
     let slot = session.create_logical_slot("heartbeat_1", TEMPORARY).await.unwrap();
     let mut stream = session
-        .start_logical("heartbeat_1", slot.consistent_point, &["p"], StreamOptions::default())
+        .start_logical("heartbeat_1", slot.consistent_point, &["p"], StreamOptions::for_server(180_000))
         .await
         .unwrap();
     let written = heartbeat(&client).await.unwrap();

@@ -72,9 +72,9 @@ async fn application_writes(client: &Client, listing: &TableListing) {
 
 #[tokio::test]
 async fn every_kind_of_table_is_listed_with_what_its_rows_are_named_by() {
-    let (_, client) = database("kinds").await;
+    let (config, client) = database("kinds").await;
     client.batch_execute(EVERY_KIND).await.unwrap();
-    let listing = list(&client).await;
+    let listing = list(&connect(&config).await.unwrap()).await;
     let identity = |name: &str| table(&listing, name).identity.clone();
     assert_eq!(identity("with_key"), ReplicaIdentity::Key(vec![2, 1]));
     assert_eq!(table(&listing, "with_key").key_names(), ["a", "b"]);
@@ -116,7 +116,7 @@ async fn the_applications_updates_and_deletes_work_before_and_after_for_every_ki
     application_writes(&client, &listing).await;
     let (keyed, inserts) = split(&listing);
     let names = publication_names("t", "application");
-    let mut publisher = postgres_connector::connect(&config).await.unwrap();
+    let mut publisher = connect(&config).await.unwrap();
     ensure_publications(&mut publisher, &names, &keyed, &inserts).await.unwrap();
     application_writes(&client, &listing).await;
     let sql = "SELECT pubname::text, count(*) FROM pg_publication_tables GROUP BY 1 ORDER BY 1";
@@ -130,7 +130,7 @@ async fn publishing_again_changes_nothing_and_a_new_identity_moves_the_table() {
     let (config, client) = database("moves").await;
     client.batch_execute(EVERY_KIND).await.unwrap();
     let names = publication_names("t", "moves");
-    let mut publisher = postgres_connector::connect(&config).await.unwrap();
+    let mut publisher = connect(&config).await.unwrap();
     let rows = "SELECT string_agg(x, ',' ORDER BY x) FROM (SELECT oid || ':' || xmin AS x FROM pg_publication \
                 UNION ALL SELECT oid || ':' || xmin FROM pg_publication_rel) r";
     let mut before = None;
@@ -171,7 +171,7 @@ async fn a_table_that_lost_its_key_meanwhile_is_not_published_with_updates() {
     let listing = list(&client).await;
     let (keyed, inserts) = split(&listing);
     client.batch_execute("ALTER TABLE t DROP CONSTRAINT t_pkey").await.unwrap();
-    let mut publisher = postgres_connector::connect(&config).await.unwrap();
+    let mut publisher = connect(&config).await.unwrap();
     let names = publication_names("t", "lost_key");
     let refused = ensure_publications(&mut publisher, &names, &keyed, &inserts).await;
     assert!(matches!(refused, Err(Error::InvalidRequest { .. })), "{refused:?}");
