@@ -6,7 +6,6 @@
 //! because the check is made on the partition and not on the root.
 
 mod identity;
-mod type_entry;
 
 use crate::client::{Client, server_version};
 use crate::error::Result;
@@ -15,7 +14,7 @@ use identity::{Relation, tree_identity};
 pub use identity::{ReplicaIdentity, Unusable};
 use std::collections::HashMap;
 use tokio_postgres::Row;
-pub use type_entry::TypeEntry;
+use wal_decoder::TypeEntry;
 
 /// Postgres 18 publishes stored generated columns, where asked to.
 pub(crate) const PUBLISHES_GENERATED: u32 = 180_000;

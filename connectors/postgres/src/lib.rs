@@ -40,7 +40,7 @@ mod wire;
 
 pub use catalog::{
     Generated, ReplicaIdentity, SkipReason, SkippedTable, SourceColumn, SourceTable, TableKind, TableListing,
-    TypeEntry, Unusable, list_tables, read_types,
+    Unusable, list_tables, read_types,
 };
 pub use cleanup::{RemovedObject, cleanup};
 pub use client::{Client, connect, server_version};
