@@ -346,7 +346,9 @@ impl StreamTask {
                 let source = server_error(body.fields());
                 match source.code.as_str() {
                     // undefined_object: of what the stream looks up by name, only publications can go while it runs.
-                    "42704" => Error::PublicationMissing { place: self.place.name.clone(), source },
+                    "42704" => {
+                        Error::PublicationMissing { place: self.place.name.clone(), source: Box::new(source) }
+                    }
                     _ => Error::from_slot_command(&self.place, DOING, &self.slot, source),
                 }
             }

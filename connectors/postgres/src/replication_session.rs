@@ -516,7 +516,7 @@ impl ReplicationSession {
 /// Sorts an error of a slot command again, now that it is known which slot it was about.
 fn name_slot(error: Error, place: &Place, slot: &str) -> Error {
     match error {
-        Error::Server { doing, source, .. } => Error::from_slot_command(place, doing, slot, source),
+        Error::Server { doing, source, .. } => Error::from_slot_command(place, doing, slot, *source),
         other => other,
     }
 }

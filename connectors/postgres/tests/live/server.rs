@@ -5,7 +5,7 @@ use postgres_connector::{Client, SourceConfig, TlsMode, connect};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ pub struct Server {
     /// Who runs the server; Postgres refuses root.
     account: Option<(u32, u32)>,
     bin: PathBuf,
+    /// Holds the shell's standard input open for as long as this process lives.
+    _process: Option<Child>,
 }
 
 /// The one server. It stops when this process ends, however it ends: a shell waits for its standard input to close.
@@ -33,12 +35,13 @@ impl Server {
             chown(&dir, Some(uid), Some(gid)).unwrap();
         }
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Server { dir, port, account, bin: find_programs() };
+        let mut server = Server { dir, port, account, bin: find_programs(), _process: None };
         server.initialise();
         server.make_certificates();
         let postgres = server.bin.join("postgres").display().to_string();
+        // A shell's background process ignores SIGINT and SIGQUIT until it sets handlers of its own: only SIGTERM is sure.
         let script = format!(
-            "\"$@\" >log 2>&1 & pid=$!; cat >/dev/null; kill -QUIT $pid; wait $pid; cd /; rm -rf '{}'",
+            "\"$@\" >log 2>&1 & pid=$!; cat >/dev/null; kill -TERM $pid; wait $pid; cd /; rm -rf '{}'",
             server.dir.display()
         );
         let settings = [
@@ -57,9 +60,7 @@ impl Server {
         for setting in &settings {
             command.args(["-c", setting]);
         }
-        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-        // The pipe stays open until this process ends.
-        std::mem::forget(child.stdin.take());
+        server._process = Some(command.stdin(Stdio::piped()).spawn().unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
         let log = || std::fs::read_to_string(server.dir.join("log")).unwrap_or_default();
         while !log().contains("ready to accept connections") {

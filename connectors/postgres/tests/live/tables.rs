@@ -173,8 +173,8 @@ async fn publishing_again_changes_nothing_and_a_new_identity_moves_the_table() {
     let of = async |table: &str| -> Vec<String> {
         client.query(sql, &[&table]).await.unwrap().iter().map(|r| r.get(0)).collect()
     };
-    assert_eq!(of("no_key").await, [names.keyed.clone()]);
-    assert_eq!(of("with_index").await, [names.inserts.clone()]);
+    assert_eq!(of("no_key").await, [names.keyed.as_str()]);
+    assert_eq!(of("with_index").await, [names.inserts.as_str()]);
     application_writes(&client, &list(&client).await).await;
 }
 
