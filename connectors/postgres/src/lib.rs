@@ -25,8 +25,10 @@ mod cleanup;
 mod client;
 mod error;
 mod heartbeat;
+mod log_in_guard;
 mod logical_stream;
 mod object_name;
+mod preflight;
 mod publication;
 mod replication_session;
 mod slot;
@@ -37,14 +39,15 @@ mod transport;
 mod wire;
 
 pub use catalog::{
-    Generated, ReplicaIdentity, SkippedTable, SourceColumn, SourceTable, TableKind, TableListing, TypeEntry,
-    Unusable, list_tables, read_types,
+    Generated, ReplicaIdentity, SkipReason, SkippedTable, SourceColumn, SourceTable, TableKind, TableListing,
+    TypeEntry, Unusable, list_tables, read_types,
 };
 pub use cleanup::{RemovedObject, cleanup};
 pub use client::{Client, connect, server_version};
 pub use error::{Error, Result, ServerError};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use logical_stream::{Confirmer, Event, LogicalStream};
+pub use preflight::{Finding, RequestedTables, Severity, preflight};
 pub use publication::{PublicationNames, PublishedTable, ensure_publications, publication_names};
 pub use replication_session::{
     CancelHandle, CreatedSlot, ReplicationSession, SlotOptions, StreamOptions, SystemIdentity,
