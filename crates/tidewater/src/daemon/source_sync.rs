@@ -106,7 +106,8 @@ impl SourceSync {
     async fn prepare_and_follow(&self, tasks: &TaskTracker) -> Result<(), SyncError> {
         let mut client = postgres_connector::connect(&self.source).await?;
         let types = Arc::new(TypeCatalog::new(postgres_connector::read_types(&client).await?));
-        let found = postgres_connector::list_tables(&client, &selection(&self.entries)?, &GlobSet::empty()).await?;
+        let found =
+            postgres_connector::list_tables(&client, &selection(&self.entries)?, &GlobSet::empty()).await?;
         for skipped in &found.skipped {
             tracing::warn!(database = %self.database, table = format!("{}.{}", skipped.schema, skipped.name), reason = %skipped.reason, "not synced");
         }
@@ -127,13 +128,21 @@ impl SourceSync {
         postgres_connector::ensure_publications(&mut client, &names, &keyed, &inserts_only).await?;
 
         let system_identifier = postgres_connector::system_identifier(&client).await?.to_string();
-        let state_path = self.lake.path(&[&wal_decoder::folder_name(&self.database), "_tidewater", "sync_state.json"]);
+        let state_path =
+            self.lake.path(&[&wal_decoder::folder_name(&self.database), "_tidewater", "sync_state.json"]);
         let mut state = SyncState::read(self.lake.store(), state_path).await?;
         let generation = self.ensure_slot(&client, &state, &system_identifier).await?;
         let slot = postgres_connector::slot_name(&self.instance, &self.database, generation);
         let session = ReplicationSession::connect(&self.source).await?;
         let version = postgres_connector::server_version(&client).await?;
-        let stream = self.start_streaming(session, &slot, &[&names.keyed, &names.inserts], StreamOptions::for_server(version)).await?;
+        let stream = self
+            .start_streaming(
+                session,
+                &slot,
+                &[&names.keyed, &names.inserts],
+                StreamOptions::for_server(version),
+            )
+            .await?;
 
         // From here on the slot is ours alone, and so is everything under the database's folder.
         let target = if self.options.until_caught_up {
@@ -141,8 +150,7 @@ impl SourceSync {
         } else {
             Target::Shutdown
         };
-        let opened =
-            self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
+        let opened = self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
         self.board.update_source(&self.database, |source| {
             source.connected = true;
             source.error = None;
@@ -161,7 +169,8 @@ impl SourceSync {
     ) -> Result<u32, SyncError> {
         let slots = postgres_connector::list_slots(client, &self.instance, &self.database).await?;
         let newest = slots.iter().max_by_key(|slot| slot.generation);
-        let same_source = state.system_identifier().is_empty() || state.system_identifier() == system_identifier;
+        let same_source =
+            state.system_identifier().is_empty() || state.system_identifier() == system_identifier;
         if let Some(slot) = newest.filter(|slot| !slot.is_lost() && same_source) {
             return Ok(slot.generation);
         }
@@ -196,7 +205,10 @@ impl SourceSync {
             };
             match current.start_logical(slot, Lsn::ZERO, publications, options).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) if matches!(error, postgres_connector::Error::SlotInUse { .. }) && tokio::time::Instant::now() < deadline => {
+                Err(error)
+                    if matches!(error, postgres_connector::Error::SlotInUse { .. })
+                        && tokio::time::Instant::now() < deadline =>
+                {
                     tokio::select! {
                         () = self.shutdown.cancelled() => return Err(error.into()),
                         () = tokio::time::sleep(FIRST_RETRY) => {}
@@ -253,7 +265,8 @@ impl SourceSync {
             status.location = location.uri().to_owned();
         });
         let found = MirrorTable::open(location.clone(), self.writer_options()).await?;
-        let existing_id = found.as_ref().and_then(|table| table.configuration().get("tidewater.table_id").cloned());
+        let existing_id =
+            found.as_ref().and_then(|table| table.configuration().get("tidewater.table_id").cloned());
         if found.is_some() && existing_id.is_none() {
             return Err(SyncError::ForeignTable { table: planned.name, location: location.uri().to_owned() });
         }
@@ -279,8 +292,8 @@ impl SourceSync {
             opened.tables.insert(entry.planned.relation, entry);
             return Ok(());
         }
-        let continues = found
-            .filter(|table| discontinuity.is_none() && table.definition().same_shape(&entry.definition));
+        let continues =
+            found.filter(|table| discontinuity.is_none() && table.definition().same_shape(&entry.definition));
         let position = continues.as_ref().and_then(|table| table.txn(&entry.app_id));
         match (continues, position) {
             (Some(table), Some(position)) => {
