@@ -1,4 +1,58 @@
 //! Arrow row changes to Delta Lake versions: key index, deletion vectors, commits.
+//!
+//! The crate knows Delta and object stores and no Postgres. A [`Lake`] holds tables; a [`TableLoad`] makes or
+//! replaces one from many parallel writers; a [`MirrorTable`] keeps it equal to its source:
+//!
+//! ```text
+//!   RowChanges ──apply──> flush ──write──> WrittenFlush ──commit──> Committed (may be acknowledged)
+//!                           │
+//!                       key index: key -> (data file, row)
+//! ```
+//!
+//! A flush that is only written cannot be taken for one that is committed:
+//!
+//! ```compile_fail
+//! # fn acknowledge(_: delta_writer::Committed) {}
+//! # fn example(flush: delta_writer::WrittenFlush) {
+//! acknowledge(flush);
+//! # }
+//! ```
 
+mod action;
+mod checkpoint;
+mod commit;
+mod copy_on_write;
+mod crash_point;
+mod data_file;
 pub mod deletion_vector;
+mod delta_schema;
+mod error;
+mod file_stats;
+mod flush;
+mod index_recovery;
 pub mod key_index;
+mod lake;
+mod log;
+mod mirror_table;
+mod parquet_source;
+mod partition_value;
+mod pending_rows;
+mod rebase;
+mod row_reader;
+mod segment;
+mod table_definition;
+mod table_load;
+mod table_state;
+mod unchanged;
+mod vector_cache;
+mod writer_options;
+
+pub use checkpoint::Checkpoint;
+pub use commit::{CommitFailure, CommitSpec, Committed, WrittenFlush};
+pub use error::{DeltaError, Result};
+pub use lake::{Lake, TableLocation, open_lake, probe_put_if_absent};
+pub use mirror_table::MirrorTable;
+pub use table_definition::TableDefinition;
+pub use table_load::{FinishedWorker, LoadWorker, TableLoad};
+pub use table_state::TableStats;
+pub use writer_options::WriterOptions;

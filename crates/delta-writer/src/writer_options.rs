@@ -1,0 +1,38 @@
+//! How a table is written.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of a table's writer. None of them shows in the table: they may change at any restart.
+#[derive(Debug, Clone)]
+pub struct WriterOptions {
+    /// Folder for key indexes; each table gets a folder of its own below it, named by its Delta id.
+    pub index_dir: PathBuf,
+    /// Rows after which a data file is closed. Must stay below 2^31: rows are addressed in 32 bits.
+    pub target_file_rows: u64,
+    /// Bytes after which a data file is closed.
+    pub target_file_bytes: u64,
+    /// zstd level of data files. Level 1 is fast enough to keep up, and close to the higher ones in size.
+    pub zstd_level: i32,
+    /// Bytes of rows that a flush holds in memory before it moves them to a data file.
+    pub pending_bytes: usize,
+    /// Commits between two checkpoints.
+    pub checkpoint_every: u64,
+    /// How long removed files stay on record for VACUUM and time travel.
+    pub retention: Duration,
+}
+
+impl WriterOptions {
+    /// The defaults, with key indexes below `index_dir`.
+    pub fn new(index_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            index_dir: index_dir.into(),
+            target_file_rows: 16_000_000,
+            target_file_bytes: 128 << 20,
+            zstd_level: 1,
+            pending_bytes: 64 << 20,
+            checkpoint_every: 100,
+            retention: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
