@@ -344,7 +344,8 @@ impl StreamLoop {
             }
             let Some(table) = self.tables.get(&relation) else { continue };
             let Some(writer) = &table.writer else { continue };
-            let spec = commit_info::of_stream(&table.app_id, self.confirmed, point.end_lsn, point.commit_time);
+            let spec =
+                commit_info::of_stream(&table.app_id, self.confirmed, point.end_lsn, point.commit_time);
             let answer = writer.commit(spec).await?;
             flight.answers.push(Box::pin(async move { (relation, answer.await.ok()) }));
         }
@@ -365,7 +366,8 @@ impl StreamLoop {
         let point = self.flight.as_ref().map_or(self.last_commit, |flight| flight.point);
         match outcome {
             Some(Outcome::Committed { committed, rows }) => {
-                let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
+                let labels =
+                    [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
                 metrics::counter!(telemetry::SYNC_ROWS_TOTAL, &labels)
                     .increment(committed.rows_added + committed.rows_deleted);
                 table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
@@ -511,7 +513,8 @@ impl StreamLoop {
             Some(relation) if !error.is_passing() => {
                 self.halt(relation, super::error::error_chain(&error)).await?;
                 // The others' load ended with it: they start over from another snapshot.
-                self.to_load = self.tables.iter().filter(|(_, table)| table.loading).map(|(id, _)| *id).collect();
+                self.to_load =
+                    self.tables.iter().filter(|(_, table)| table.loading).map(|(id, _)| *id).collect();
                 Ok(())
             }
             _ => Err(error),
@@ -590,7 +593,9 @@ impl StreamLoop {
             let retained = slot.retained_bytes;
             metrics::gauge!(telemetry::SYNC_SLOT_RETAINED_WAL_BYTES, "database" => self.sync.database.clone())
                 .set(retained as f64);
-            self.sync.board.update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
+            self.sync
+                .board
+                .update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
         }
         if self.oldest_commit.is_none() {
             postgres_connector::heartbeat(&self.client).await?;

@@ -52,7 +52,11 @@ impl Access {
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or(Refusal::WrongToken)?;
         // Digests differ at a random byte, so the time of comparing them tells nothing about the token.
-        if Sha256::digest(given) == Sha256::digest(token.expose()) { Ok(()) } else { Err(Refusal::WrongToken) }
+        if Sha256::digest(given) == Sha256::digest(token.expose()) {
+            Ok(())
+        } else {
+            Err(Refusal::WrongToken)
+        }
     }
 }
 
@@ -68,7 +72,10 @@ fn names_address(host: &str, address: SocketAddr) -> bool {
     }
     match name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(ip) => ip == address.ip() || address.ip().is_unspecified(),
-        Err(_) => name.eq_ignore_ascii_case("localhost") && (address.ip().is_loopback() || address.ip().is_unspecified()),
+        Err(_) => {
+            name.eq_ignore_ascii_case("localhost")
+                && (address.ip().is_loopback() || address.ip().is_unspecified())
+        }
     }
 }
 

@@ -44,7 +44,10 @@ pub enum ControlError {
     TooSlow,
     /// The answer is not understood.
     #[error("the daemon answered {status} with something else than a status report")]
-    #[diagnostic(code(tidewater::daemon::version), help("command and daemon may be of different versions: restart the daemon"))]
+    #[diagnostic(
+        code(tidewater::daemon::version),
+        help("command and daemon may be of different versions: restart the daemon")
+    )]
     Answer {
         /// the HTTP status
         status: StatusCode,
@@ -77,8 +80,9 @@ impl ControlClient {
             }
             _ => ControlError::Socket { path: self.path.clone(), source },
         })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(ControlError::Connection)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(ControlError::Connection)?;
         let driver = tokio::spawn(connection);
         let request = Request::builder()
             .method(Method::GET)

@@ -34,7 +34,10 @@ const MAX_SOCKET_PATH: usize = 103;
 pub enum ServeError {
     /// The TCP address cannot be listened on.
     #[error("cannot listen on {address} (`listen.http`)")]
-    #[diagnostic(code(tidewater::http::address), help("another process may have the port: choose another in `listen.http`"))]
+    #[diagnostic(
+        code(tidewater::http::address),
+        help("another process may have the port: choose another in `listen.http`")
+    )]
     Address {
         /// the address
         address: SocketAddr,
@@ -43,7 +46,10 @@ pub enum ServeError {
     },
     /// The control socket cannot be made.
     #[error("cannot make the control socket {}", path.display())]
-    #[diagnostic(code(tidewater::http::socket), help("`state_dir` has to be a folder that this user may write, on a local disk"))]
+    #[diagnostic(
+        code(tidewater::http::socket),
+        help("`state_dir` has to be a folder that this user may write, on a local disk")
+    )]
     Socket {
         /// its path
         path: PathBuf,
