@@ -217,7 +217,9 @@ async fn share(
         (arrived.len() == everyone).then(|| std::mem::take(&mut *arrived))
     };
     let Some(finished) = everyones else { return Ok(None) };
-    let Some(load) = table.load.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(None) };
+    let Some(load) = table.load.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        return Ok(None);
+    };
     let rows = table.rows.load(Ordering::Relaxed);
     let spec = super::commit_info::of_load(&table.request.app_id, position, rows);
     let mirror = load.commit(finished, &spec).await?;

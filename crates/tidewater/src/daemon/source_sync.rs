@@ -107,7 +107,8 @@ impl SourceSync {
     async fn prepare_and_follow(&self, tasks: &TaskTracker) -> Result<(), SyncError> {
         let mut client = postgres_connector::connect(&self.source).await?;
         let types = Arc::new(TypeCatalog::new(postgres_connector::read_types(&client).await?));
-        let found = postgres_connector::list_tables(&client, &selection(&self.entries)?, &GlobSet::empty()).await?;
+        let found =
+            postgres_connector::list_tables(&client, &selection(&self.entries)?, &GlobSet::empty()).await?;
         for skipped in &found.skipped {
             tracing::warn!(database = %self.database, table = format!("{}.{}", skipped.schema, skipped.name), reason = %skipped.reason, "not synced");
         }
@@ -135,7 +136,14 @@ impl SourceSync {
         let slot = postgres_connector::slot_name(&self.instance, &self.database, generation);
         let session = ReplicationSession::connect(&self.source).await?;
         let version = postgres_connector::server_version(&client).await?;
-        let stream = self.start_streaming(session, &slot, &[&names.keyed, &names.inserts], StreamOptions::for_server(version)).await?;
+        let stream = self
+            .start_streaming(
+                session,
+                &slot,
+                &[&names.keyed, &names.inserts],
+                StreamOptions::for_server(version),
+            )
+            .await?;
 
         // From here on the slot is ours alone, and so is everything under the database's folder.
         let target = if self.options.until_caught_up {
@@ -143,8 +151,7 @@ impl SourceSync {
         } else {
             Target::Shutdown
         };
-        let opened =
-            self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
+        let opened = self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
         self.board.update_source(&self.database, |source| {
             source.connected = true;
             source.error = None;
@@ -163,7 +170,8 @@ impl SourceSync {
     ) -> Result<u32, SyncError> {
         let slots = postgres_connector::list_slots(client, &self.instance, &self.database).await?;
         let newest = slots.iter().max_by_key(|slot| slot.generation);
-        let same_source = state.system_identifier().is_empty() || state.system_identifier() == system_identifier;
+        let same_source =
+            state.system_identifier().is_empty() || state.system_identifier() == system_identifier;
         if let Some(slot) = newest.filter(|slot| !slot.is_lost() && same_source) {
             return Ok(slot.generation);
         }
@@ -198,7 +206,10 @@ impl SourceSync {
             };
             match current.start_logical(slot, Lsn::ZERO, publications, options).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) if matches!(error, postgres_connector::Error::SlotInUse { .. }) && tokio::time::Instant::now() < deadline => {
+                Err(error)
+                    if matches!(error, postgres_connector::Error::SlotInUse { .. })
+                        && tokio::time::Instant::now() < deadline =>
+                {
                     tokio::select! {
                         () = self.shutdown.cancelled() => return Err(error.into()),
                         () = tokio::time::sleep(FIRST_RETRY) => {}
@@ -266,7 +277,9 @@ impl SourceSync {
             }
             Err(error) => return Err(error.into()),
         };
-        let existing_id = found.as_ref().and_then(|table| table.definition().configuration.get("tidewater.table_id").cloned());
+        let existing_id = found
+            .as_ref()
+            .and_then(|table| table.definition().configuration.get("tidewater.table_id").cloned());
         if found.is_some() && existing_id.is_none() {
             return Err(SyncError::ForeignTable { table: planned.name, location: location.uri().to_owned() });
         }
