@@ -6,7 +6,6 @@
 //! because the check is made on the partition and not on the root.
 
 mod identity;
-mod type_entry;
 
 use crate::client::{Client, server_version};
 use crate::error::Result;
@@ -15,7 +14,7 @@ use identity::{Relation, tree_identity};
 pub use identity::{ReplicaIdentity, Unusable};
 use std::collections::HashMap;
 use tokio_postgres::Row;
-pub use type_entry::TypeEntry;
+use wal_decoder::TypeEntry;
 
 /// Postgres 18 publishes stored generated columns, where asked to.
 pub(crate) const PUBLISHES_GENERATED: u32 = 180_000;
@@ -113,7 +112,42 @@ pub struct SkippedTable {
     /// Its name.
     pub name: String,
     /// Why, and what to do instead.
-    pub reason: String,
+    pub reason: SkipReason,
+}
+
+/// Why something that looks like a table cannot be synced.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SkipReason {
+    /// A partition.
+    #[error("it is a partition: sync its root {root}, which holds its rows")]
+    Partition {
+        /// The root of its tree.
+        root: String,
+    },
+    /// A view.
+    #[error("it is a view, which has no rows of its own: sync the tables it reads")]
+    View,
+    /// A materialized view.
+    #[error("it is a materialized view, whose changes are not in the WAL stream")]
+    MaterializedView,
+    /// A foreign table.
+    #[error("it is a foreign table: sync it at the server that holds its rows")]
+    Foreign,
+    /// An unlogged table.
+    #[error("it is unlogged, so its changes are not in the WAL: ALTER TABLE … SET LOGGED")]
+    Unlogged,
+    /// A partitioned table with a foreign table among its partitions.
+    #[error("its partition {partition} is a foreign table, whose changes are not in this server's WAL")]
+    ForeignPartition {
+        /// The partition.
+        partition: String,
+    },
+    /// A partitioned table with an unlogged partition.
+    #[error("its partition {partition} is unlogged: ALTER TABLE {partition} SET LOGGED")]
+    UnloggedPartition {
+        /// The partition.
+        partition: String,
+    },
 }
 
 /// What the globs select.
@@ -155,6 +189,18 @@ pub async fn read_types(client: &Client) -> Result<Vec<TypeEntry>> {
 /// The tables that `include` names and `exclude` does not, globs over `schema.table`. Partitions are synced as their root
 /// and system schemas never; what a glob names and cannot be synced is listed with its reason.
 pub async fn list_tables(client: &Client, include: &GlobSet, exclude: &GlobSet) -> Result<TableListing> {
+    list_chosen(client, |schema, name| {
+        let name = format!("{schema}.{name}");
+        include.is_match(&name) && !exclude.is_match(&name)
+    })
+    .await
+}
+
+/// As [`list_tables`], of the tables that `is_chosen(schema, name)`.
+pub(crate) async fn list_chosen(
+    client: &Client,
+    is_chosen: impl Fn(&str, &str) -> bool,
+) -> Result<TableListing> {
     let doing = "listing tables";
     let version = server_version(client).await?;
     let failed = |source| client.error(doing, source);
@@ -162,8 +208,7 @@ pub async fn list_tables(client: &Client, include: &GlobSet, exclude: &GlobSet) 
     let mut chosen = Vec::new();
     for row in client.query(CANDIDATES, &[]).await.map_err(failed)? {
         let candidate = Candidate::read(&row).map_err(failed)?;
-        let name = format!("{}.{}", candidate.schema, candidate.name);
-        if !include.is_match(&name) || exclude.is_match(&name) {
+        if !is_chosen(&candidate.schema, &candidate.name) {
             continue;
         }
         match candidate.reason_to_skip() {
@@ -199,7 +244,8 @@ pub async fn list_tables(client: &Client, include: &GlobSet, exclude: &GlobSet) 
     Ok(listing)
 }
 
-/// Foreign tables, views and the like are read only to say why they are left out.
+/// Foreign tables, views and the like are read only to say why they are left out. Temporary tables live in schemas of the
+/// system's.
 const CANDIDATES: &str = "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, \
       CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::regclass::text END \
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -227,19 +273,15 @@ impl Candidate {
         })
     }
 
-    fn reason_to_skip(&self) -> Option<String> {
-        let reason = match (self.kind.as_str(), self.persistence.as_str(), &self.root) {
-            (_, _, Some(root)) => format!("it is a partition: sync its root {root}, which holds its rows"),
-            ("v", ..) => "it is a view, which has no rows of its own: sync the tables it reads".to_owned(),
-            ("m", ..) => "it is a materialized view, whose changes are not in the WAL stream".to_owned(),
-            ("f", ..) => "it is a foreign table: sync it at the server that holds its rows".to_owned(),
-            (_, "u", _) => {
-                "it is unlogged, so its changes are not in the WAL: ALTER TABLE … SET LOGGED".to_owned()
-            }
-            (_, "t", _) => "it is temporary".to_owned(),
-            _ => return None,
-        };
-        Some(reason)
+    fn reason_to_skip(&self) -> Option<SkipReason> {
+        match (self.kind.as_str(), self.persistence.as_str(), &self.root) {
+            (_, _, Some(root)) => Some(SkipReason::Partition { root: root.clone() }),
+            ("v", ..) => Some(SkipReason::View),
+            ("m", ..) => Some(SkipReason::MaterializedView),
+            ("f", ..) => Some(SkipReason::Foreign),
+            (_, "u", _) => Some(SkipReason::Unlogged),
+            _ => None,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! way, so every session of this crate sets all of them and leaves nothing to the role's or database's defaults.
 
 use crate::error::{Error, Place, Result};
+use crate::log_in_guard::{GuardedTransport, Refusal, refusal};
 use crate::source_config::SourceConfig;
 use crate::transport::Transport;
 use secrecy::ExposeSecret;
@@ -97,10 +98,15 @@ async fn log_in(config: &SourceConfig, place: &Place, transport: Transport) -> R
     if let Some(text) = &config.options {
         options.options(text);
     }
-    let (inner, connection) = options
-        .connect_raw(transport, NoTls)
-        .await
-        .map_err(|source| Error::from_client(place, "logging in", source))?;
+    let guarded = GuardedTransport::new(transport, config.password.is_some());
+    let (inner, connection) =
+        options.connect_raw(guarded, NoTls).await.map_err(|source| match refusal(&source) {
+            Some(Refusal::ClearText) => Error::ClearTextPassword { place: place.name.clone() },
+            Some(Refusal::NoPassword) => {
+                Error::PasswordMissing { place: place.name.clone(), user: place.user.clone() }
+            }
+            None => Error::from_client(place, "logging in", source),
+        })?;
     let name = place.name.clone();
     let connection = tokio::spawn(async move {
         // Whoever waits for a statement gets an error of its own; this one is for the session that broke while idle.

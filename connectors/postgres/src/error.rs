@@ -87,7 +87,7 @@ pub enum Error {
         place: String,
         /// The server's reason.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// The stream ended in order: the server is shutting down, or this side closed it.
     #[error("the stream from {place} has ended")]
@@ -102,7 +102,7 @@ pub enum Error {
         place: String,
         /// The server's reason.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// TLS was asked for and the server has none.
     #[error(
@@ -179,7 +179,7 @@ pub enum Error {
         user: String,
         /// The server's reason.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// The role may not do this.
     #[error("user `{user}` lacks a privilege at {place} for {doing}")]
@@ -192,7 +192,7 @@ pub enum Error {
         doing: &'static str,
         /// The server's reason.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// `wal_level` is not `logical`.
     #[error(
@@ -204,7 +204,7 @@ pub enum Error {
         place: String,
         /// The server's reason.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// Another session reads from the slot.
     #[error("replication slot `{slot}` at {place} is in use{}", pid_text(.pid))]
@@ -217,7 +217,7 @@ pub enum Error {
         pid: Option<u32>,
         /// The server's words.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// There is no such slot.
     #[error(
@@ -230,7 +230,7 @@ pub enum Error {
         slot: String,
         /// The server's words.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// The slot exists but can never be read again: its WAL is gone or the server invalidated it.
     #[error(
@@ -244,7 +244,7 @@ pub enum Error {
         slot: String,
         /// The server's words.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// A slot of that name is there already.
     #[error("replication slot `{slot}` exists already at {place}")]
@@ -255,7 +255,7 @@ pub enum Error {
         slot: String,
         /// The server's words.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// `max_replication_slots` or `max_wal_senders` is used up.
     #[error(
@@ -267,7 +267,7 @@ pub enum Error {
         place: String,
         /// The server's words.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// The publication that the stream reads does not exist.
     #[error(
@@ -278,7 +278,7 @@ pub enum Error {
         place: String,
         /// The server's words.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// A statement was cancelled, by its own timeout or by someone.
     #[error("{doing} at {place} was cancelled")]
@@ -289,7 +289,7 @@ pub enum Error {
         doing: &'static str,
         /// The server's words.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// Any other error that the server reported.
     #[error("{doing} failed at {place}")]
@@ -300,7 +300,7 @@ pub enum Error {
         doing: &'static str,
         /// The server's words.
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// The client library failed on its own side.
     #[error("{doing} failed at {place}")]
@@ -368,6 +368,7 @@ impl Error {
         let code = SqlState::from_code(&source.code);
         let name = place.name.clone();
         let user = place.user.clone();
+        let source = Box::new(source);
         match code {
             SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
                 Error::AuthFailed { place: name, user, source }
@@ -400,6 +401,7 @@ impl Error {
     ) -> Error {
         let name = place.name.clone();
         let slot = slot.to_owned();
+        let source = Box::new(source);
         match SqlState::from_code(&source.code) {
             SqlState::OBJECT_IN_USE => {
                 let pid = last_number(&source.message);
@@ -411,7 +413,7 @@ impl Error {
             SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE if !source.message.contains("wal_level") => {
                 Error::SlotLost { place: name, slot, source }
             }
-            _ => Error::from_server(place, doing, source),
+            _ => Error::from_server(place, doing, *source),
         }
     }
 

@@ -25,8 +25,10 @@ mod cleanup;
 mod client;
 mod error;
 mod heartbeat;
+mod log_in_guard;
 mod logical_stream;
 mod object_name;
+mod preflight;
 mod publication;
 mod replication_session;
 mod slot;
@@ -37,7 +39,7 @@ mod transport;
 mod wire;
 
 pub use catalog::{
-    Generated, ReplicaIdentity, SkippedTable, SourceColumn, SourceTable, TableKind, TableListing, TypeEntry,
+    Generated, ReplicaIdentity, SkipReason, SkippedTable, SourceColumn, SourceTable, TableKind, TableListing,
     Unusable, list_tables, read_types,
 };
 pub use cleanup::{RemovedObject, cleanup};
@@ -45,6 +47,7 @@ pub use client::{Client, connect, server_version};
 pub use error::{Error, Result, ServerError};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use logical_stream::{Confirmer, Event, LogicalStream};
+pub use preflight::{Finding, RequestedTables, Severity, preflight};
 pub use publication::{PublicationNames, PublishedTable, ensure_publications, publication_names};
 pub use replication_session::{
     CancelHandle, CreatedSlot, ReplicationSession, SlotOptions, StreamOptions, SystemIdentity,

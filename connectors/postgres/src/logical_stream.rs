@@ -37,8 +37,6 @@ const READ_BYTES: usize = 256 << 10;
 const MIN_READ_BYTES: usize = 16 << 10;
 /// Chunks under way: 4 MiB, or so many large messages.
 const CHUNKS: usize = 16;
-/// As Postgres's own receiver (`wal_receiver_status_interval`); a sixth of the default `wal_sender_timeout`.
-const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 /// A server that takes none of our few bytes for so long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The server may first finish sending a transaction; it is not worth waiting longer than this for a good end.
@@ -100,7 +98,13 @@ impl Confirmer {
 }
 
 impl LogicalStream {
-    pub(crate) fn spawn(wire: Wire, place: Place, slot: String, from: Lsn) -> LogicalStream {
+    pub(crate) fn spawn(
+        wire: Wire,
+        place: Place,
+        slot: String,
+        from: Lsn,
+        status_interval: Duration,
+    ) -> LogicalStream {
         let (chunk_sender, chunks) = mpsc::channel(CHUNKS);
         let (commands, command_receiver) = mpsc::channel(CHUNKS);
         let task = StreamTask {
@@ -111,7 +115,7 @@ impl LogicalStream {
             received: from,
             confirmed: from,
         };
-        tokio::spawn(task.run(chunk_sender, command_receiver));
+        tokio::spawn(task.run(status_interval, chunk_sender, command_receiver));
         LogicalStream { chunks, current: Bytes::new(), confirmer: Confirmer { commands, place } }
     }
 
@@ -215,8 +219,13 @@ struct StreamTask {
 }
 
 impl StreamTask {
-    async fn run(mut self, chunks: mpsc::Sender<Result<Bytes>>, mut commands: mpsc::Receiver<Command>) {
-        let mut ticks = interval(STATUS_INTERVAL);
+    async fn run(
+        mut self,
+        status_interval: Duration,
+        chunks: mpsc::Sender<Result<Bytes>>,
+        mut commands: mpsc::Receiver<Command>,
+    ) {
+        let mut ticks = interval(status_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         match self.pump(&chunks, &mut commands, &mut ticks).await {
             // The reader is gone: nobody is left to tell.
@@ -337,7 +346,9 @@ impl StreamTask {
                 let source = server_error(body.fields());
                 match source.code.as_str() {
                     // undefined_object: of what the stream looks up by name, only publications can go while it runs.
-                    "42704" => Error::PublicationMissing { place: self.place.name.clone(), source },
+                    "42704" => {
+                        Error::PublicationMissing { place: self.place.name.clone(), source: Box::new(source) }
+                    }
                     _ => Error::from_slot_command(&self.place, DOING, &self.slot, source),
                 }
             }

@@ -9,14 +9,15 @@
 //! identity. So a table without one is only ever in the second, a table moves when its identity changes, and the identity
 //! is looked at again under the lock that adding the table takes, before the transaction commits.
 
-use crate::catalog::{PUBLISHES_GENERATED, ReplicaIdentity, SourceTable, list_tables};
+use crate::catalog::{PUBLISHES_GENERATED, ReplicaIdentity, SourceTable, list_chosen};
 use crate::client::{Client, server_version};
 use crate::error::{Error, Result};
 use crate::object_name::{object_stem, quote_identifier, quote_qualified};
-use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::collections::{BTreeMap, BTreeSet};
 
 const INSERTS_SUFFIX: &str = "_inserts";
+const KEYED_OPERATIONS: &str = "insert, update, delete, truncate";
+const INSERTS_OPERATIONS: &str = "insert, truncate";
 /// Column lists came with Postgres 15.
 const COLUMN_LISTS: u32 = 150_000;
 /// A statement that names more tables than this is cut, to keep its text and its locks within reason.
@@ -116,15 +117,10 @@ pub async fn ensure_publications(
         list.iter().map(with_list).collect::<BTreeMap<_, _>>()
     };
     let wanted = [
-        Wanted {
-            name: &names.keyed,
-            operations: "insert, update, delete, truncate",
-            flags: [true; 4],
-            tables: tables(keyed),
-        },
+        Wanted { name: &names.keyed, operations: KEYED_OPERATIONS, flags: [true; 4], tables: tables(keyed) },
         Wanted {
             name: &names.inserts,
-            operations: "insert, truncate",
+            operations: INSERTS_OPERATIONS,
             flags: [true, false, false, true],
             tables: tables(inserts_only),
         },
@@ -192,6 +188,15 @@ fn options(operations: &str, version: u32) -> String {
     format!("publish = '{operations}', publish_via_partition_root = true{generated}")
 }
 
+/// The statements with which an owner makes a publication as it is wanted, in place of one that is there.
+pub(crate) fn create_statement(name: &str, keyed: bool, tables: &[&PublishedTable], version: u32) -> String {
+    let operations = if keyed { KEYED_OPERATIONS } else { INSERTS_OPERATIONS };
+    let list: Vec<String> = tables.iter().map(|table| table.clause()).collect();
+    let list = if list.is_empty() { String::new() } else { format!(" FOR TABLE {}", list.join(", ")) };
+    let (name, options) = (quote_identifier(name), options(operations, version));
+    format!("DROP PUBLICATION IF EXISTS {name}; CREATE PUBLICATION {name}{list} WITH ({options})")
+}
+
 /// The columns that a table is published with; empty: no list.
 fn column_set(table: &PublishedTable) -> BTreeSet<String> {
     table.columns.iter().flatten().cloned().collect()
@@ -224,8 +229,8 @@ async fn read_tables(
 ) -> Result<BTreeMap<(String, String), Option<BTreeSet<String>>>> {
     let doing = "reading publications";
     let sql = "SELECT n.nspname::text, c.relname::text, \
-                 ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY( \
-                       string_to_array(nullif(j.rel ->> 'prattrs', ''), ' ')::int2[])), \
+                 ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND to_jsonb(a.attnum) IN ( \
+                       SELECT jsonb_array_elements(coalesce(nullif(j.rel -> 'prattrs', 'null'), '[]')))), \
                  j.rel ->> 'prqual' IS NOT NULL \
                FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
                CROSS JOIN LATERAL (SELECT to_jsonb(r) AS rel) j \
@@ -243,17 +248,9 @@ async fn read_tables(
 /// Looks at the identities of the keyed tables again. Those that were added just now are locked against ALTER TABLE until
 /// the transaction ends, so what is seen here is what commits.
 async fn check_identities(client: &Client, keyed: &Wanted<'_>) -> Result<()> {
-    let invalid = |subject: &str, err: &globset::Error| Error::InvalidRequest {
-        subject: subject.to_owned(),
-        problem: err.to_string(),
-    };
-    let mut names = GlobSetBuilder::new();
-    for (schema, table) in keyed.tables.keys() {
-        let name = format!("{schema}.{table}");
-        names.add(Glob::new(&globset::escape(&name)).map_err(|err| invalid(&name, &err))?);
-    }
-    let names = names.build().map_err(|err| invalid(keyed.name, &err))?;
-    let listing = list_tables(client, &names, &GlobSet::empty()).await?;
+    let listing =
+        list_chosen(client, |schema, name| keyed.tables.contains_key(&(schema.to_owned(), name.to_owned())))
+            .await?;
     for table in &listing.tables {
         let key = (table.schema.clone(), table.name.clone());
         let Some(published) = keyed.tables.get(&key) else { continue };

@@ -32,6 +32,9 @@ use wal_decoder::Lsn;
 
 /// Commands other than making a slot only read shared memory.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// As Postgres's own receiver (`wal_receiver_status_interval`); a sixth of the default `wal_sender_timeout`. Shorter where
+/// the server's timeout is, so that it has heard of us three times when it runs out.
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 /// Rows that a command answers with; every one answers with one.
 const MAX_ROWS: usize = 64;
 
@@ -82,10 +85,11 @@ pub struct StreamOptions {
 }
 
 impl StreamOptions {
-    /// What Tidewater asks of a server of this version (180006 is 18.6): streaming and messages, with the protocol that
-    /// has them since 14. Later protocols add only two-phase commits and parallel apply, which are not asked for.
-    pub fn for_server(_version: u32) -> StreamOptions {
-        StreamOptions { proto_version: 2, streaming: true, messages: true }
+    /// What a server of this version (180006 is 18.6) can send of what Tidewater wants: streaming and messages came with
+    /// protocol 2 in Postgres 14. Later protocols add only two-phase commits and parallel apply, which are not asked for.
+    pub fn for_server(version: u32) -> StreamOptions {
+        let modern = version >= 140_000;
+        StreamOptions { proto_version: if modern { 2 } else { 1 }, streaming: modern, messages: modern }
     }
 }
 
@@ -96,6 +100,8 @@ pub struct ReplicationSession {
     place: Place,
     backend: (i32, i32),
     server_version: u32,
+    /// How often the stream reports its position.
+    status_interval: Duration,
     /// A command was sent and its last answer not read: the next answers would be taken for another command's.
     mid_command: bool,
 }
@@ -166,6 +172,7 @@ impl ReplicationSession {
             place,
             backend: (0, 0),
             server_version: 0,
+            status_interval: STATUS_INTERVAL,
             mid_command: false,
         };
         let mut parameters = vec![
@@ -272,13 +279,24 @@ impl ReplicationSession {
     /// The house's settings decide how the stream prints values. They are set by command and not in the startup packet,
     /// which connection poolers take only in part.
     async fn set_up(&mut self) -> Result<()> {
-        for (name, value) in SESSION_SETTINGS {
-            self.command("setting up the session", &format!("SET {name} = {}", quote_literal(value))).await?;
+        let set = |(name, value): &(&str, &str)| format!("SET {name} = {}; ", quote_literal(value));
+        let settings: String = SESSION_SETTINGS.iter().map(set).collect();
+        self.command("setting up the session", &settings).await?;
+        let doing = "reading the server's version";
+        let sql = "SELECT s.setting FROM pg_settings s \
+                   WHERE s.name IN ('server_version_num', 'wal_sender_timeout') ORDER BY s.name";
+        let rows = self.command(doing, sql).await?;
+        let setting = |at: usize| rows.get(at).and_then(|row| row.first()?.as_deref()?.parse::<u32>().ok());
+        let (Some(version), Some(timeout_millis)) = (setting(0), setting(1)) else {
+            return Err(broken(
+                &self.place,
+                "server_version_num or wal_sender_timeout is no number".to_owned(),
+            ));
+        };
+        self.server_version = version;
+        if timeout_millis > 0 {
+            self.status_interval = STATUS_INTERVAL.min(Duration::from_millis(timeout_millis.into()) / 4);
         }
-        let rows = self.command("reading the server's version", "SHOW server_version_num").await?;
-        let version = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok());
-        self.server_version =
-            version.ok_or_else(|| broken(&self.place, "server_version_num is no number".to_owned()))?;
         Ok(())
     }
 
@@ -376,7 +394,9 @@ impl ReplicationSession {
         self.send_query(doing, &sql).await?;
         let reply = timeout(COMMAND_TIMEOUT, self.wire.reply(&self.place, doing)).await;
         match reply.map_err(|_| self.timed_out(doing, COMMAND_TIMEOUT))?? {
-            Reply::CopyBoth => Ok(LogicalStream::spawn(self.wire, self.place, slot.to_owned(), from)),
+            Reply::CopyBoth => {
+                Ok(LogicalStream::spawn(self.wire, self.place, slot.to_owned(), from, self.status_interval))
+            }
             Reply::Message(Message::ErrorResponse(body)) => {
                 Err(Error::from_slot_command(&self.place, doing, slot, server_error(body.fields())))
             }
@@ -496,7 +516,7 @@ impl ReplicationSession {
 /// Sorts an error of a slot command again, now that it is known which slot it was about.
 fn name_slot(error: Error, place: &Place, slot: &str) -> Error {
     match error {
-        Error::Server { doing, source, .. } => Error::from_slot_command(place, doing, slot, source),
+        Error::Server { doing, source, .. } => Error::from_slot_command(place, doing, slot, *source),
         other => other,
     }
 }

@@ -103,11 +103,14 @@ pub struct SnapshotSession {
 /// Opens a session inside an exported snapshot. The exporting session must still be there, without a command in between.
 pub async fn import_snapshot(config: &SourceConfig, snapshot: &str) -> Result<SnapshotSession> {
     let client = connect(config).await?;
+    let doing = "importing a snapshot";
+    client.batch_execute(LIFT_TIMEOUTS).await.map_err(|source| client.error(doing, source))?;
+    // On its own: a query before it in the same message would be the transaction's first.
     let sql = format!(
-        "{LIFT_TIMEOUTS}; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
         quote_literal(snapshot)
     );
-    client.batch_execute(&sql).await.map_err(|source| client.error("importing a snapshot", source))?;
+    client.batch_execute(&sql).await.map_err(|source| client.error(doing, source))?;
     Ok(SnapshotSession { client })
 }
 

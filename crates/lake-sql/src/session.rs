@@ -26,6 +26,8 @@ use datafusion::catalog::{
     MemorySchemaProvider, SchemaProvider, TableProvider,
 };
 use datafusion::execution::context::SQLOptions;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -40,6 +42,9 @@ use std::sync::Arc;
 
 /// Tables opened at a time when all are listed.
 const CONCURRENT_OPENS: usize = 8;
+
+/// Memory for the operators of all running queries: sorts and joins that need more spill to disk.
+const QUERY_MEMORY: usize = 1024 * 1024 * 1024;
 
 /// The schema that an unqualified name means first, as Postgres's default search path has it.
 const DEFAULT_SCHEMA: &str = "public";
@@ -110,9 +115,12 @@ impl LakeSession {
         let settings = config.options_mut();
         // Views would show in the Arrow output, where older readers fail on them.
         settings.execution.parquet.schema_force_view_types = false;
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(QUERY_MEMORY)))
+            .build_arc()?;
         Ok(LakeSession {
             lake,
-            context: SessionContext::new_with_config(config),
+            context: SessionContext::new_with_config_rt(config, runtime),
             snapshots: SnapshotCache::default(),
         })
     }

@@ -293,3 +293,181 @@ fn version_number(expression: &Expr) -> Option<Version> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialect::LakeDialect;
+    use sqlparser::parser::Parser;
+
+    fn parse(sql: &str) -> Statement {
+        let mut statements = Parser::parse_sql(&LakeDialect::default(), sql).unwrap();
+        assert_eq!(statements.len(), 1, "{sql}");
+        statements.remove(0)
+    }
+
+    fn references(sql: &str) -> Vec<(String, Version)> {
+        collect(&mut parse(sql))
+            .unwrap()
+            .into_iter()
+            .map(|found| (found.name.join("."), found.version))
+            .collect()
+    }
+
+    /// A query that either does not parse or is refused by the walk.
+    fn refused(sql: &str) -> bool {
+        match Parser::parse_sql(&LakeDialect::default(), sql) {
+            Err(_) => true,
+            Ok(mut statements) => statements.iter_mut().any(|statement| collect(statement).is_err()),
+        }
+    }
+
+    #[test]
+    fn every_supported_version_syntax_is_understood() {
+        for sql in [
+            "SELECT * FROM t VERSION AS OF 12",
+            "SELECT * FROM t VERSION AS OF 12 AS x",
+            "SELECT * FROM t AT (VERSION => 12) x",
+            "select * from t at (version => 12) where id = 1",
+        ] {
+            assert_eq!(references(sql), [("t".to_owned(), Version::Number(12))], "{sql}");
+        }
+        for sql in [
+            "SELECT * FROM t TIMESTAMP AS OF '2026-11-20 10:00'",
+            "SELECT * FROM t TIMESTAMP AS OF now() - interval '1 hour' x",
+            "SELECT * FROM t TIMESTAMP AS OF timestamp '2026-11-20 10:00' WHERE id = 1",
+            "SELECT * FROM t AT (TIMESTAMP => '2026-11-20 10:00'::timestamptz)",
+            "SELECT * FROM t AT (TIMESTAMP => now())",
+        ] {
+            assert!(matches!(references(sql).as_slice(), [(_, Version::AtTime(_))]), "{sql}");
+        }
+    }
+
+    #[test]
+    fn version_syntax_of_other_houses_is_refused_and_never_dropped() {
+        for sql in [
+            "SELECT * FROM t AT (LSN => '0/16B3748')",
+            "SELECT * FROM t AT (OFFSET => -60)",
+            "SELECT * FROM t AT (VERSION => 1, TIMESTAMP => now())",
+            "SELECT * FROM t AT (12)",
+            "SELECT * FROM t AT ()",
+            "SELECT * FROM t AT (VERSION => 1 + 1)",
+            "SELECT * FROM t AT (VERSION => -1)",
+            "SELECT * FROM t AT VERSION 12",
+            "SELECT * FROM t BEFORE (VERSION => 12)",
+            "SELECT * FROM t BEFORE (TIMESTAMP => now())",
+            "SELECT * FROM t FOR SYSTEM_TIME AS OF now()",
+            "SELECT * FROM t FOR SYSTEM_TIME BETWEEN now() AND now()",
+            "SELECT * FROM t FOR SYSTEM_TIME ALL",
+            "SELECT * FROM t FOR VERSION AS OF 12",
+            "SELECT * FROM t FOR TIMESTAMP AS OF now()",
+            "SELECT * FROM t SYSTEM_TIME AS OF now()",
+            "SELECT * FROM t VERSION AS OF '12'",
+            "SELECT * FROM t VERSION AS OF 1.5",
+            "SELECT * FROM t VERSION AS OF -1",
+            "SELECT * FROM t VERSION AS OF",
+            "SELECT * FROM t VERSION 12",
+            "SELECT * FROM t x VERSION AS OF 12",
+            "SELECT * FROM t AS x VERSION AS OF 12",
+            "SELECT * FROM t AS OF 12",
+            "SELECT * FROM t AS OF SYSTEM TIME '-1h'",
+            "SELECT * FROM t@v12",
+            "SELECT * FROM t CHANGES (INFORMATION => DEFAULT) AT (TIMESTAMP => now())",
+            "SELECT * FROM t WITH (versionAsOf = 12)",
+            "SELECT * FROM t TABLESAMPLE BERNOULLI (10)",
+            "SELECT * FROM (SELECT * FROM t) VERSION AS OF 12",
+            "SELECT * FROM (t) VERSION AS OF 12",
+            "SELECT * FROM history('t')",
+            "SELECT * FROM changes('t', 1, 2)",
+            "SELECT * FROM generate_series(1, 2) VERSION AS OF 12",
+            "TABLE t VERSION AS OF 12",
+            "TABLE t",
+        ] {
+            assert!(refused(sql), "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_found_wherever_a_table_can_stand() {
+        for sql in [
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM t VERSION AS OF 3)",
+            "SELECT (SELECT max(id) FROM t VERSION AS OF 3)",
+            "SELECT 1 WHERE 1 IN (SELECT id FROM t VERSION AS OF 3)",
+            "WITH a AS (SELECT * FROM t VERSION AS OF 3) SELECT * FROM a",
+            "SELECT * FROM (SELECT * FROM (SELECT * FROM t VERSION AS OF 3) x) y",
+            "SELECT 1 UNION ALL (SELECT id FROM t VERSION AS OF 3)",
+            "SELECT 1 ORDER BY (SELECT max(id) FROM t VERSION AS OF 3)",
+            "SELECT 1 LIMIT (SELECT max(id) FROM t VERSION AS OF 3)",
+            "SELECT * FROM (VALUES ((SELECT 1 FROM t VERSION AS OF 3))) v",
+            "SELECT 1 FROM generate_series(1, (SELECT max(id) FROM t VERSION AS OF 3))",
+            "SELECT sum(x) FILTER (WHERE x IN (SELECT id FROM t VERSION AS OF 3)) FROM (SELECT 1 x) z",
+            "EXPLAIN SELECT * FROM t VERSION AS OF 3",
+        ] {
+            assert_eq!(references(sql), [("t".to_owned(), Version::Number(3))], "{sql}");
+        }
+        let joined = references(
+            "SELECT * FROM a VERSION AS OF 1 JOIN b VERSION AS OF 2 USING (id), c, LATERAL (SELECT * FROM d VERSION AS OF 4) z",
+        );
+        let versions: Vec<_> = joined.into_iter().map(|(_, version)| version).collect();
+        assert_eq!(versions, [Version::Number(1), Version::Number(2), Version::Newest, Version::Number(4)]);
+    }
+
+    #[test]
+    fn a_with_query_hides_a_table_only_where_it_is_in_scope() {
+        assert_eq!(
+            references("WITH t AS (SELECT * FROM t VERSION AS OF 3) SELECT * FROM t"),
+            [("t".to_owned(), Version::Number(3))]
+        );
+        assert_eq!(
+            references("SELECT * FROM (WITH t AS (SELECT 1) SELECT * FROM t) x, t"),
+            [("t".to_owned(), Version::Newest)]
+        );
+        assert_eq!(
+            references("WITH RECURSIVE t AS (SELECT 1 UNION ALL SELECT * FROM t) SELECT * FROM t"),
+            []
+        );
+        assert_eq!(
+            references("WITH a AS (SELECT * FROM b), b AS (SELECT 1) SELECT * FROM a, b"),
+            [("b".to_owned(), Version::Newest)]
+        );
+        assert_eq!(
+            references("WITH t AS (SELECT 1) SELECT * FROM public.t"),
+            [("public.t".to_owned(), Version::Newest)]
+        );
+        assert!(refused("WITH t AS (SELECT 1) SELECT * FROM t VERSION AS OF 3"));
+    }
+
+    #[test]
+    fn names_fold_as_in_postgres() {
+        let names: Vec<_> = references(r#"SELECT * FROM Shop.PUBLIC."Orders", oRDers"#)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["shop.public.Orders", "orders"]);
+    }
+
+    #[test]
+    fn renaming_leaves_no_version_behind() {
+        let mut statement = parse("SELECT * FROM t VERSION AS OF 3 x JOIN t USING (id)");
+        let references = collect(&mut statement).unwrap();
+        assert_eq!(references.len(), 2);
+        let name = |catalog: &str| [catalog.to_owned(), "public".to_owned(), "t".to_owned()];
+        rename(&mut statement, &[name("shop@v3"), name("shop")]).unwrap();
+        assert_eq!(
+            statement.to_string(),
+            r#"SELECT * FROM "shop@v3"."public"."t" x JOIN "shop"."public"."t" USING(id)"#
+        );
+    }
+
+    #[test]
+    fn statements_that_write_are_refused_inside_queries_too() {
+        for sql in [
+            "SELECT * INTO x FROM t",
+            "SELECT * FROM t FOR UPDATE",
+            "WITH a AS (DELETE FROM t RETURNING *) SELECT * FROM a",
+            "WITH a AS (INSERT INTO t VALUES (1) RETURNING *) SELECT * FROM a",
+        ] {
+            assert!(refused(sql), "{sql}");
+        }
+    }
+}

@@ -1,6 +1,11 @@
 //! The open lakebase: one binary over the house's libraries.
 //!
-//! `config` is the file, `commands` the command line, `http` the API, `status` what they tell of the daemon.
+//! `config` is the file, `commands` the command line, `daemon` what it starts, `http` the API, `status`
+//! and `telemetry` what they tell of it.
 
+pub mod commands;
 pub mod config;
+pub mod daemon;
+pub mod http;
 pub mod status;
+pub mod telemetry;

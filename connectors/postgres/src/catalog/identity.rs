@@ -14,7 +14,7 @@
 //!   FULL   anything else              no: columns that were never logged would read as null
 //! ```
 
-use super::{Rows, SourceColumn};
+use super::{Rows, SkipReason, SourceColumn};
 use tokio_postgres::Row;
 
 /// By what the stream names a row that goes or changes.
@@ -127,18 +127,13 @@ impl Relation {
     }
 
     /// A partition whose rows or changes cannot be read makes its root one that cannot be synced.
-    pub(super) fn reason_to_skip(&self, root: u32) -> Option<String> {
-        let partition = &self.shown;
-        if self.oid == root {
-            None
-        } else if self.kind == "f" {
-            Some(format!(
-                "its partition {partition} is a foreign table, whose changes are not in this server's WAL"
-            ))
-        } else if self.persistence == "u" {
-            Some(format!("its partition {partition} is unlogged: ALTER TABLE {partition} SET LOGGED"))
-        } else {
-            None
+    pub(super) fn reason_to_skip(&self, root: u32) -> Option<SkipReason> {
+        let partition = self.shown.clone();
+        match (self.kind.as_str(), self.persistence.as_str()) {
+            _ if self.oid == root => None,
+            ("f", _) => Some(SkipReason::ForeignPartition { partition }),
+            (_, "u") => Some(SkipReason::UnloggedPartition { partition }),
+            _ => None,
         }
     }
 

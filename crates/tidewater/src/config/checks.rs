@@ -2,7 +2,7 @@
 
 use super::document::Node;
 use super::mistake::Mistake;
-use super::{Config, Database, Durability, ServeMode, ToLake, ToPostgres};
+use super::{Config, Durability, ServeMode, ToLake, ToPostgres};
 use globset::Glob;
 use std::collections::BTreeMap;
 
@@ -100,7 +100,7 @@ impl Check<'_> {
     fn databases(&mut self) {
         let config = self.config;
         let mut by_folder: BTreeMap<String, &str> = BTreeMap::new();
-        for (name, database) in &config.databases {
+        for name in config.databases.keys() {
             let path = ["databases", name.as_str()];
             if RESERVED_DATABASES.contains(&name.to_ascii_lowercase().as_str()) {
                 self.wrong(
@@ -123,13 +123,6 @@ impl Check<'_> {
                     &path,
                     format!("`{other}` and `{name}` would share a folder in the lake"),
                     "expected names that differ in more than case",
-                );
-            }
-            if matches!(database, Database::Core(_)) && config.core.is_none() {
-                self.wrong(
-                    &path,
-                    format!("`{name}` is a database of the core, and there is no core"),
-                    "expected a section `core: {storage: …}`",
                 );
             }
         }

@@ -3,6 +3,7 @@
 use super::core::CoreDatabase;
 use super::path::LocalPath;
 use super::secret::{DatabaseUrl, Secret};
+use postgres_connector::{SourceConfig, TlsMode};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
@@ -30,6 +31,22 @@ pub struct UrlDatabase {
     /// The authorities that the server's certificate is checked against, instead of the system's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<LocalPath>,
+}
+
+impl UrlDatabase {
+    /// As the connector takes it.
+    pub fn source_config(&self) -> Result<SourceConfig, postgres_connector::Error> {
+        let password = self.password.as_ref().map(|password| password.secret_string().clone());
+        let tls = match self.tls {
+            Tls::Disable => TlsMode::Disable,
+            Tls::Prefer => TlsMode::Prefer,
+            Tls::Require => TlsMode::Require,
+            Tls::VerifyCa => TlsMode::VerifyCa,
+            Tls::VerifyFull => TlsMode::VerifyFull,
+        };
+        let ca_file = self.ca_file.as_ref().map(|path| path.to_path_buf());
+        SourceConfig::from_url(self.url.expose(), password, Some(tls), ca_file)
+    }
 }
 
 /// How a connection is protected, by libpq's names.

@@ -7,14 +7,12 @@
 //! ```
 //!
 //! A [`Config`] that exists is valid: defaults are filled in, paths absolute, secrets fetched, names checked.
-//! What cannot be known without a live source (which tables a glob matches) is asked of
-//! [`Config::entry_for`] and [`folder::assign`] once it is. No secret leaves through `Debug`, `Serialize` or an error.
+//! What cannot be known without a live source is checked there: whether two globs match one table. No secret leaves through `Debug`, `Serialize` or an error.
 
 mod checks;
 mod core;
 mod database;
 mod document;
-pub mod folder;
 mod interpolation;
 mod lake;
 mod listen;
@@ -140,48 +138,10 @@ impl Config {
         }
     }
 
-    /// The entry that a table belongs to; an error when two claim it.
-    pub fn entry_for(
-        &self,
-        database: &str,
-        schema: &str,
-        table: &str,
-    ) -> Result<Option<&ToLake>, ClaimedTwice> {
-        let mut claims = self
-            .to_lake
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.database == database && entry.matches(schema, table));
-        match (claims.next(), claims.next()) {
-            (Some((first, _)), Some((second, _))) => Err(ClaimedTwice {
-                database: database.to_owned(),
-                table: format!("{schema}.{table}"),
-                entries: (first, second),
-            }),
-            (first, _) => Ok(first.map(|(_, entry)| entry)),
-        }
-    }
-
     /// The socket that commands speak to the daemon over.
     pub fn control_socket(&self) -> PathBuf {
         self.state_dir.join("control.sock")
     }
-}
-
-/// A table that two entries of `to_lake` match.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "table {table} of database {database} is matched by to_lake[{first}] and to_lake[{second}]: exclude it in one of them",
-    first = entries.0,
-    second = entries.1
-)]
-pub struct ClaimedTwice {
-    /// its database
-    pub database: String,
-    /// `schema.table`
-    pub table: String,
-    /// positions in `to_lake`
-    pub entries: (usize, usize),
 }
 
 fn read_bounded(path: &Path) -> Result<String, ConfigError> {

@@ -17,7 +17,12 @@ pub fn of_stream(app_id: &str, from: Lsn, to: Lsn, commit_time: i64) -> CommitSp
 
 /// A commit of a load: the table as of one consistent point.
 pub fn of_load(app_id: &str, position: Lsn, rows: u64) -> CommitSpec {
-    spec(app_id, position, "LOAD", [("toLsn", Value::from(position.to_string())), ("rows", Value::from(rows))])
+    spec(
+        app_id,
+        position,
+        "LOAD",
+        [("toLsn", Value::from(position.to_string())), ("rows", Value::from(rows))],
+    )
 }
 
 fn spec<const N: usize>(app_id: &str, position: Lsn, kind: &str, info: [(&str, Value); N]) -> CommitSpec {

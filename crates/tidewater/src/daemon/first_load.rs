@@ -90,7 +90,8 @@ async fn pieces(session: &SnapshotSession, relation: u32) -> Result<VecDeque<Pie
 /// A table on its way, shared by the sessions.
 struct Underway {
     request: LoadTable,
-    load: TableLoad,
+    /// Taken by the commit.
+    load: Mutex<Option<TableLoad>>,
     pieces: Mutex<VecDeque<Piece>>,
     arrived: Mutex<Vec<FinishedWorker>>,
     rows: AtomicU64,
@@ -157,7 +158,7 @@ pub async fn load(
         let load = begun.await.map_err(SyncError::from).map_err(LoadFailed::at(relation))?;
         underway.push(Underway {
             request,
-            load,
+            load: Mutex::new(Some(load)),
             pieces: Mutex::new(pieces),
             arrived: Mutex::default(),
             rows: AtomicU64::new(0),
@@ -201,7 +202,9 @@ async fn share(
     everyone: usize,
     position: Lsn,
 ) -> Result<Option<Loaded>, SyncError> {
-    let mut worker = table.load.worker();
+    let begun = table.load.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(TableLoad::worker);
+    // Only the last to arrive takes it, and this session has not arrived yet.
+    let Some(mut worker) = begun else { return Ok(None) };
     loop {
         let next = table.pieces.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(piece) = next else { break };
@@ -214,9 +217,12 @@ async fn share(
         (arrived.len() == everyone).then(|| std::mem::take(&mut *arrived))
     };
     let Some(finished) = everyones else { return Ok(None) };
+    let Some(load) = table.load.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        return Ok(None);
+    };
     let rows = table.rows.load(Ordering::Relaxed);
     let spec = super::commit_info::of_load(&table.request.app_id, position, rows);
-    let mirror = table.load.commit(finished, spec).await?;
+    let mirror = load.commit(finished, &spec).await?;
     tracing::info!(table = %table.request.planned.name, rows, version = mirror.version(), "load is in the lake");
     Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, snapshot: position, rows }))
 }

@@ -19,7 +19,7 @@ mod stream_loop;
 mod sync_state;
 mod table_writer;
 
-pub use error::{DaemonError, SyncError};
+pub use error::{DaemonError, SyncError, error_chain};
 
 use crate::config::{Config, Mode, SchemaChanges};
 use crate::status::StatusBoard;

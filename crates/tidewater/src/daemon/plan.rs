@@ -43,7 +43,11 @@ impl PlannedTable {
     /// What its first load reads, in the order of the lake's columns.
     pub fn copy_columns(&self) -> Vec<CopyColumn> {
         let type_oid = |attnum: i16| {
-            self.source.columns.iter().find(|column| column.attnum == attnum).map_or(0, |column| column.type_oid)
+            self.source
+                .columns
+                .iter()
+                .find(|column| column.attnum == attnum)
+                .map_or(0, |column| column.type_oid)
         };
         self.schema
             .columns
@@ -178,10 +182,8 @@ fn plan_table(
 
 /// The columns that the source sends and the configuration does not exclude, under their lake names.
 fn lake_columns(table: &SourceTable, builder: &BuilderOptions) -> Vec<ColumnSpec> {
-    let kept: Vec<&SourceColumn> = table
-        .published_columns()
-        .filter(|column| !builder.excluded_columns.contains(&column.name))
-        .collect();
+    let kept: Vec<&SourceColumn> =
+        table.published_columns().filter(|column| !builder.excluded_columns.contains(&column.name)).collect();
     let names: Vec<String> = kept.iter().map(|column| column.name.clone()).collect();
     kept.iter()
         .zip(wal_decoder::lake_column_names(&names))

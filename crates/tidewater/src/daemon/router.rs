@@ -386,8 +386,10 @@ impl Router {
             Stage::Halted => return Ok(Step::Continue),
         };
         if !*bound && !matches!(row, Row::Truncate) {
-            let known =
-                self.relations.get(&relation_id).ok_or(SyncError::UnknownRelation { relation: relation_id })?;
+            let known = self
+                .relations
+                .get(&relation_id)
+                .ok_or(SyncError::UnknownRelation { relation: relation_id })?;
             if let Err(error) = builder.bind(&known.relation) {
                 return Ok(Step::Stopped(relation_id, Stop::ShapeChanged(error)));
             }
@@ -410,7 +412,8 @@ impl Router {
         self.pending_bytes += grown;
         self.bytes_since_cut += grown as u64;
         self.ops_since_cut += 1;
-        if builder.byte_size() >= HAND_OVER_BYTES || builder.ops_len() >= HAND_OVER_OPS
+        if builder.byte_size() >= HAND_OVER_BYTES
+            || builder.ops_len() >= HAND_OVER_OPS
             || self.pending_bytes >= PENDING_LIMIT
             || !self.ready.is_empty()
         {
@@ -512,3 +515,6 @@ fn plain_relation(bytes: &Bytes, xid: Option<u32>) -> Bytes {
         _ => Bytes::copy_from_slice(bytes),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 //!
 //! When a connection breaks, all of it is dropped and done again.
 
+use super::error::{error_chain, halts_table};
 use super::plan::{PlannedTable, origin_properties, plan_tables, selection};
 use super::router::Router;
 use super::stream_loop::{LiveTable, StreamLoop, Target};
@@ -81,7 +82,7 @@ impl SourceSync {
             if began.elapsed() > LONGEST_RETRY {
                 wait = FIRST_RETRY;
             }
-            let text = super::error::error_chain(&error);
+            let text = error_chain(&error);
             tracing::warn!(database = %self.database, error = %text, retry_in = ?wait, "sync is interrupted");
             self.board.update_source(&self.database, |source| {
                 source.connected = false;
@@ -106,7 +107,8 @@ impl SourceSync {
     async fn prepare_and_follow(&self, tasks: &TaskTracker) -> Result<(), SyncError> {
         let mut client = postgres_connector::connect(&self.source).await?;
         let types = Arc::new(TypeCatalog::new(postgres_connector::read_types(&client).await?));
-        let found = postgres_connector::list_tables(&client, &selection(&self.entries)?, &GlobSet::empty()).await?;
+        let found =
+            postgres_connector::list_tables(&client, &selection(&self.entries)?, &GlobSet::empty()).await?;
         for skipped in &found.skipped {
             tracing::warn!(database = %self.database, table = format!("{}.{}", skipped.schema, skipped.name), reason = %skipped.reason, "not synced");
         }
@@ -127,13 +129,21 @@ impl SourceSync {
         postgres_connector::ensure_publications(&mut client, &names, &keyed, &inserts_only).await?;
 
         let system_identifier = postgres_connector::system_identifier(&client).await?.to_string();
-        let state_path = self.lake.path(&[&wal_decoder::folder_name(&self.database), "_tidewater", "sync_state.json"]);
-        let mut state = SyncState::read(self.lake.store(), state_path).await?;
+        let own_folder = self.lake.table(&[&wal_decoder::folder_name(&self.database), "_tidewater"]);
+        let state_path = own_folder.root().clone().join("sync_state.json");
+        let mut state = SyncState::read(self.lake.store().clone(), state_path).await?;
         let generation = self.ensure_slot(&client, &state, &system_identifier).await?;
         let slot = postgres_connector::slot_name(&self.instance, &self.database, generation);
         let session = ReplicationSession::connect(&self.source).await?;
         let version = postgres_connector::server_version(&client).await?;
-        let stream = self.start_streaming(session, &slot, &[&names.keyed, &names.inserts], StreamOptions::for_server(version)).await?;
+        let stream = self
+            .start_streaming(
+                session,
+                &slot,
+                &[&names.keyed, &names.inserts],
+                StreamOptions::for_server(version),
+            )
+            .await?;
 
         // From here on the slot is ours alone, and so is everything under the database's folder.
         let target = if self.options.until_caught_up {
@@ -141,8 +151,7 @@ impl SourceSync {
         } else {
             Target::Shutdown
         };
-        let opened =
-            self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
+        let opened = self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
         self.board.update_source(&self.database, |source| {
             source.connected = true;
             source.error = None;
@@ -161,7 +170,8 @@ impl SourceSync {
     ) -> Result<u32, SyncError> {
         let slots = postgres_connector::list_slots(client, &self.instance, &self.database).await?;
         let newest = slots.iter().max_by_key(|slot| slot.generation);
-        let same_source = state.system_identifier().is_empty() || state.system_identifier() == system_identifier;
+        let same_source =
+            state.system_identifier().is_empty() || state.system_identifier() == system_identifier;
         if let Some(slot) = newest.filter(|slot| !slot.is_lost() && same_source) {
             return Ok(slot.generation);
         }
@@ -196,7 +206,10 @@ impl SourceSync {
             };
             match current.start_logical(slot, Lsn::ZERO, publications, options).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) if matches!(error, postgres_connector::Error::SlotInUse { .. }) && tokio::time::Instant::now() < deadline => {
+                Err(error)
+                    if matches!(error, postgres_connector::Error::SlotInUse { .. })
+                        && tokio::time::Instant::now() < deadline =>
+                {
                     tokio::select! {
                         () = self.shutdown.cancelled() => return Err(error.into()),
                         () = tokio::time::sleep(FIRST_RETRY) => {}
@@ -252,8 +265,21 @@ impl SourceSync {
         self.board.update(&self.database, &planned.name, |status| {
             status.location = location.uri().to_owned();
         });
-        let found = MirrorTable::open(location.clone(), self.writer_options()).await?;
-        let existing_id = found.as_ref().and_then(|table| table.configuration().get("tidewater.table_id").cloned());
+        let found = match MirrorTable::open(location.clone(), self.writer_options()).await {
+            Ok(found) => found,
+            Err(error) if halts_table(&error) => {
+                // Every opening finds the same, so nothing has to remember it.
+                let reason = error_chain(&error);
+                tracing::error!(table = %planned.name, %reason, "table is halted; the others go on");
+                shown.show_halted(&reason);
+                opened.router.halt(planned.relation);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let existing_id = found
+            .as_ref()
+            .and_then(|table| table.definition().configuration.get("tidewater.table_id").cloned());
         if found.is_some() && existing_id.is_none() {
             return Err(SyncError::ForeignTable { table: planned.name, location: location.uri().to_owned() });
         }
@@ -274,13 +300,13 @@ impl SourceSync {
         };
         let discontinuity = state.discontinuity(&entry.table_id);
         if let Some(Discontinuity::Halted { reason }) = discontinuity {
-            entry.show_halted(reason);
+            entry.shown.show_halted(reason);
             opened.router.halt(entry.planned.relation);
             opened.tables.insert(entry.planned.relation, entry);
             return Ok(());
         }
         let continues = found
-            .filter(|table| discontinuity.is_none() && table.definition().same_shape(&entry.definition));
+            .filter(|table| discontinuity.is_none() && same_shape(table.definition(), &entry.definition));
         let position = continues.as_ref().and_then(|table| table.txn(&entry.app_id));
         match (continues, position) {
             (Some(table), Some(position)) => {
@@ -322,6 +348,18 @@ pub struct OpenedTables {
     pub tasks: TaskTracker,
     /// The first cut lies at or above every table's position.
     pub first_cut: Lsn,
+}
+
+/// Whether changes of `wanted` fit the table as it stands.
+fn same_shape(table: &TableDefinition, wanted: &TableDefinition) -> bool {
+    let columns = |definition: &TableDefinition| -> Vec<_> {
+        let fields = definition.schema.fields().iter();
+        fields.map(|field| (field.name().clone(), field.data_type().clone())).collect()
+    };
+    columns(table) == columns(wanted)
+        && table.key == wanted.key
+        && table.partition_by == wanted.partition_by
+        && table.deletion_vectors == wanted.deletion_vectors
 }
 
 /// A table's shape in the lake.

@@ -161,6 +161,8 @@ mod tests {
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         let all = read_all(spool);
         assert_eq!(all.len(), 5000);
-        assert!(all.iter().enumerate().all(|(at, (tag, bytes))| *tag == at as u64 && *bytes == message(*tag)));
+        assert!(
+            all.iter().enumerate().all(|(at, (tag, bytes))| *tag == at as u64 && *bytes == message(*tag))
+        );
     }
 }

@@ -95,14 +95,6 @@ impl LiveTable {
         if self.planned.inserts_only.is_some() { TableState::InsertsOnly } else { TableState::Streaming }
     }
 
-    /// Shows it as stopped by an error.
-    pub fn show_halted(&self, reason: &str) {
-        self.shown.board.update(&self.shown.database, &self.shown.table, |status| {
-            status.state = TableState::Failed;
-            status.error = Some(reason.to_owned());
-        });
-    }
-
     /// Shows it as following the stream.
     pub fn show_live(&self, table: &MirrorTable, position: Lsn) {
         let (version, rows, state) = (table.version(), table.stats().rows, self.streaming_state());
@@ -352,7 +344,8 @@ impl StreamLoop {
             }
             let Some(table) = self.tables.get(&relation) else { continue };
             let Some(writer) = &table.writer else { continue };
-            let spec = commit_info::of_stream(&table.app_id, self.confirmed, point.end_lsn, point.commit_time);
+            let spec =
+                commit_info::of_stream(&table.app_id, self.confirmed, point.end_lsn, point.commit_time);
             let answer = writer.commit(spec).await?;
             flight.answers.push(Box::pin(async move { (relation, answer.await.ok()) }));
         }
@@ -373,7 +366,8 @@ impl StreamLoop {
         let point = self.flight.as_ref().map_or(self.last_commit, |flight| flight.point);
         match outcome {
             Some(Outcome::Committed { committed, rows }) => {
-                let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
+                let labels =
+                    [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
                 metrics::counter!(telemetry::SYNC_ROWS_TOTAL, &labels)
                     .increment(committed.rows_added + committed.rows_deleted);
                 table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
@@ -438,7 +432,7 @@ impl StreamLoop {
             table.writer = None;
             table.loading = false;
             table.clear_at_commit = false;
-            table.show_halted(&reason);
+            table.shown.show_halted(&reason);
             let entry = (table.table_id.clone(), Discontinuity::Halted { reason });
             self.state.enter(vec![entry]).await?;
         }
@@ -519,7 +513,8 @@ impl StreamLoop {
             Some(relation) if !error.is_passing() => {
                 self.halt(relation, super::error::error_chain(&error)).await?;
                 // The others' load ended with it: they start over from another snapshot.
-                self.to_load = self.tables.iter().filter(|(_, table)| table.loading).map(|(id, _)| *id).collect();
+                self.to_load =
+                    self.tables.iter().filter(|(_, table)| table.loading).map(|(id, _)| *id).collect();
                 Ok(())
             }
             _ => Err(error),
@@ -598,7 +593,9 @@ impl StreamLoop {
             let retained = slot.retained_bytes;
             metrics::gauge!(telemetry::SYNC_SLOT_RETAINED_WAL_BYTES, "database" => self.sync.database.clone())
                 .set(retained as f64);
-            self.sync.board.update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
+            self.sync
+                .board
+                .update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
         }
         if self.oldest_commit.is_none() {
             postgres_connector::heartbeat(&self.client).await?;

@@ -7,7 +7,7 @@
 
 use super::SyncError;
 use super::error::{error_chain, halts_table};
-use crate::status::StatusBoard;
+use crate::status::{StatusBoard, TableState};
 use delta_writer::{CommitSpec, Committed, DeltaError, MirrorTable};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
@@ -54,6 +54,16 @@ pub struct Shown {
     pub database: String,
     /// `schema.table`.
     pub table: String,
+}
+
+impl Shown {
+    /// Shows the table as stopped by an error.
+    pub fn show_halted(&self, reason: &str) {
+        self.board.update(&self.database, &self.table, |status| {
+            status.state = TableState::Failed;
+            status.error = Some(reason.to_owned());
+        });
+    }
 }
 
 impl TableWriter {

@@ -1,0 +1,44 @@
+//! `tidewater cleanup`: a source without any trace of this installation.
+
+use super::{CommandError, Outcome};
+use crate::config::{Config, Database};
+use postgres_connector::RemovedObject;
+use serde_json::json;
+use std::io::Write;
+
+pub(super) async fn clean_up(config: &Config, name: &str, json: bool) -> Result<Outcome, CommandError> {
+    let at_address = || {
+        config.databases.iter().filter_map(|(name, database)| match database {
+            Database::Url(database) => Some((name, database)),
+            Database::Core(_) => None,
+        })
+    };
+    let database = at_address().find(|(known, _)| *known == name).map(|(_, database)| database);
+    let database = database.ok_or_else(|| CommandError::UnknownDatabase {
+        database: name.to_owned(),
+        known: at_address().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
+    })?;
+    let failed = |source| CommandError::Source { database: name.to_owned(), source };
+    let source = database.source_config().map_err(failed)?;
+    let removed = postgres_connector::cleanup(&source, &config.instance, name).await.map_err(failed)?;
+
+    let mut out = std::io::stdout().lock();
+    let removed = removed.iter().map(|object| match object {
+        RemovedObject::Slot(name) => ("slot", name),
+        RemovedObject::Publication(name) => ("publication", name),
+    });
+    if json {
+        let removed: Vec<_> = removed.map(|(kind, name)| json!({ "kind": kind, "name": name })).collect();
+        writeln!(out, "{}", json!({ "removed": removed }))?;
+        return Ok(Outcome::Done);
+    }
+    let mut nothing = true;
+    for (kind, name) in removed {
+        writeln!(out, "removed {kind} {name}")?;
+        nothing = false;
+    }
+    if nothing {
+        writeln!(out, "nothing of this installation is there")?;
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,136 @@
+//! The command line: what can be asked for, and where it is done.
+//!
+//! Results go to standard output, everything else to standard error. A command ends in an [`Outcome`] or
+//! in a [`CommandError`], and both know their exit code, which scripts rely on.
+
+mod clean_up;
+mod configuration;
+mod doctor;
+mod error;
+mod init;
+mod run;
+mod sql;
+mod state_lock;
+mod statement;
+mod status;
+
+pub use error::{CommandError, Outcome};
+
+use crate::config::Config;
+use crate::telemetry::{self, LogFormat};
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// The open lakebase: Postgres rows as Delta tables, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "tidewater", version, about, max_term_width = 100)]
+pub struct CommandLine {
+    /// The configuration.
+    #[arg(short, long, global = true, default_value = "tidewater.yaml", value_name = "FILE")]
+    config: PathBuf,
+    /// What to log, such as `debug` or `tidewater=debug,info`.
+    #[arg(long, global = true, env = "TIDEWATER_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// How log lines look.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a commented configuration to begin with.
+    Init {
+        /// Look at this database and propose its tables.
+        #[arg(long, value_name = "URL")]
+        from: Option<String>,
+    },
+    /// Check, show or describe the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Look at sources and lake, and say how to mend what is wrong.
+    Doctor {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Keep everything in step.
+    Run {
+        /// Bring everything up to the sources' present position, then stop.
+        #[arg(long)]
+        until_caught_up: bool,
+    },
+    /// What the daemon does, table by table.
+    Status {
+        /// Again every two seconds.
+        #[arg(long)]
+        watch: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Query the lake: one query, or a prompt.
+    Sql {
+        /// The query; a prompt without one.
+        query: Option<String>,
+        /// How rows are printed: table, csv, json or arrow.
+        #[arg(long, default_value = "table")]
+        format: lake_sql::OutputFormat,
+        /// Short for `--format json`.
+        #[arg(long, conflicts_with = "format")]
+        json: bool,
+    },
+    /// Remove slots and publications from a source.
+    Cleanup {
+        /// A database of the configuration.
+        database: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say whether the configuration is right.
+    Check {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the configuration with every default filled in and every secret hidden.
+    Show {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the JSON schema, for editors.
+    Schema,
+}
+
+impl CommandLine {
+    /// Does what was asked for.
+    pub async fn execute(self) -> Result<Outcome, CommandError> {
+        // The daemon tells what it does; of a command one wants its result.
+        let default = if matches!(self.command, Command::Run { .. }) { "info" } else { "warn" };
+        telemetry::init_log(self.log.as_deref().unwrap_or(default), self.log_format)?;
+        let load = || Config::load(&self.config);
+        match self.command {
+            Command::Init { from } => init::init(&self.config, from.as_deref()).await,
+            Command::Config(ConfigCommand::Check { json }) => {
+                configuration::check(&self.config, &load()?, json)
+            }
+            Command::Config(ConfigCommand::Show { json }) => configuration::show(&load()?, json),
+            Command::Config(ConfigCommand::Schema) => configuration::schema(),
+            Command::Doctor { json } => doctor::doctor(&load()?, json).await,
+            Command::Run { until_caught_up } => run::run(load()?, until_caught_up).await,
+            Command::Status { watch, json } => status::status(&load()?, watch, json).await,
+            Command::Sql { query, format, json } => {
+                let format = if json { lake_sql::OutputFormat::Json } else { format };
+                sql::sql(&load()?, query.as_deref(), format).await
+            }
+            Command::Cleanup { database, json } => clean_up::clean_up(&load()?, &database, json).await,
+        }
+    }
+}

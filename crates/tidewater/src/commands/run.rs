@@ -1,0 +1,65 @@
+//! `tidewater run`: the daemon with its lock, its listeners and its signals.
+
+use super::state_lock::StateLock;
+use super::{CommandError, Outcome};
+use crate::config::Config;
+use crate::daemon::{self, RunOptions};
+use crate::http::{self, Access, Api, ServeError};
+use crate::status::StatusBoard;
+use crate::telemetry;
+use std::io;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// What a shell reports for a process that SIGINT ended.
+const INTERRUPTED: i32 = 130;
+
+pub(super) async fn run(config: Config, until_caught_up: bool) -> Result<Outcome, CommandError> {
+    let _lock = StateLock::take(&config.state_dir)?;
+    let shutdown = CancellationToken::new();
+    let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let board = StatusBoard::new();
+    let stop_serving = shutdown.child_token();
+    serve(&config, &board, &stop_serving).await?;
+    let listening = tokio::spawn(stop_on_signal(signals, shutdown.clone()));
+
+    tracing::info!(lake = %config.lake.uri, http = %config.listen.http, "tidewater runs");
+    let ended = daemon::run(config, RunOptions { until_caught_up }, board, shutdown).await;
+    stop_serving.cancel();
+    listening.abort();
+    ended?;
+    Ok(Outcome::Done)
+}
+
+/// Opens both listeners before anything else, so that a daemon that cannot be reached does not start.
+async fn serve(config: &Config, board: &StatusBoard, stop: &CancellationToken) -> Result<(), CommandError> {
+    let api = Api { board: board.clone(), metrics: telemetry::init_metrics()? };
+    let address = config.listen.http;
+    let failed = |source| ServeError::Address { address, source };
+    let tcp = TcpListener::bind(address).await.map_err(failed)?;
+    let control = http::bind_control_socket(&config.control_socket())?;
+    let access =
+        Access::Token { token: config.listen.token.clone(), address: tcp.local_addr().map_err(failed)? };
+    tokio::spawn(http::serve_tcp(tcp, http::router(api.clone(), access), stop.clone()));
+    tokio::spawn(http::serve_control_socket(control, http::router(api, Access::Owner), stop.clone()));
+    Ok(())
+}
+
+/// The first SIGINT or SIGTERM asks for an orderly end; the second does not wait for it.
+async fn stop_on_signal((mut interrupt, mut terminate): (Signal, Signal), shutdown: CancellationToken) {
+    let mut next = async || {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    next().await;
+    tracing::info!("stopping; once more to stop at once");
+    shutdown.cancel();
+    next().await;
+    // Nothing is lost: what is not committed comes again, as after any crash.
+    tracing::warn!("stopped at once");
+    let _ = io::Write::flush(&mut io::stderr());
+    std::process::exit(INTERRUPTED);
+}

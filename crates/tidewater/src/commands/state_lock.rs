@@ -1,0 +1,62 @@
+//! One daemon per state folder.
+
+use super::CommandError;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+/// Held for as long as the daemon runs. The kernel releases it when the process ends, however it ends.
+#[derive(Debug)]
+pub(super) struct StateLock {
+    _file: File,
+}
+
+impl StateLock {
+    /// Makes the folder if need be, for this user alone, and takes its lock.
+    pub(super) fn take(folder: &Path) -> Result<StateLock, CommandError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CommandError::File { path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
+        let path = folder.join("lock");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed(&path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                // Who holds it is a help, not the point: an unreadable lock is still held.
+                let read = (&file).take(20).read_to_string(&mut pid);
+                let pid = read.ok().map(|_| pid.trim().to_owned()).filter(|pid| !pid.is_empty());
+                return Err(CommandError::SecondDaemon { path, pid });
+            }
+            Err(errno) => return Err(failed(&path)(errno.into())),
+        }
+        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed(&path))?;
+        Ok(StateLock { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_on_one_state_folder_is_told_who_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("deep/state");
+        let held = StateLock::take(&state).unwrap();
+        let refused = StateLock::take(&state).unwrap_err();
+        assert!(refused.to_string().contains(&std::process::id().to_string()), "{refused}");
+        drop(held);
+        StateLock::take(&state).unwrap();
+    }
+}

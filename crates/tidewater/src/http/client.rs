@@ -1,0 +1,102 @@
+//! How commands speak to the daemon.
+
+use crate::status::StatusReport;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// The daemon answers from memory.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Tens of thousands of tables fit.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// The daemon could not be asked.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum ControlError {
+    /// Nobody listens.
+    #[error("no daemon runs for this configuration: nothing answers at {}", path.display())]
+    #[diagnostic(code(tidewater::daemon::not_running), help("start it: `tidewater run`"))]
+    NotRunning {
+        /// the control socket
+        path: PathBuf,
+    },
+    /// The socket belongs to someone else.
+    #[error("the daemon's control socket {} cannot be opened", path.display())]
+    #[diagnostic(code(tidewater::daemon::socket), help("use the user that the daemon runs as"))]
+    Socket {
+        /// the control socket
+        path: PathBuf,
+        /// what the system said
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the daemon's answer broke off")]
+    #[diagnostic(code(tidewater::daemon::answer), help("its log says why: try again once it runs"))]
+    Connection(#[source] hyper::Error),
+    /// The answer came too late.
+    #[error("the daemon did not answer within {} seconds", ANSWER_LIMIT.as_secs())]
+    #[diagnostic(code(tidewater::daemon::slow), help("its log says what it is doing"))]
+    TooSlow,
+    /// The answer is not understood.
+    #[error("the daemon answered {status} with something else than a status report")]
+    #[diagnostic(
+        code(tidewater::daemon::version),
+        help("command and daemon may be of different versions: restart the daemon")
+    )]
+    Answer {
+        /// the HTTP status
+        status: StatusCode,
+    },
+}
+
+/// A daemon by its control socket.
+pub struct ControlClient {
+    path: PathBuf,
+}
+
+impl ControlClient {
+    /// The daemon that listens at `path`.
+    pub fn new(path: &Path) -> ControlClient {
+        ControlClient { path: path.to_owned() }
+    }
+
+    /// What the daemon does.
+    pub async fn status(&self) -> Result<StatusReport, ControlError> {
+        let (status, body) = tokio::time::timeout(ANSWER_LIMIT, self.get("/api/v1/status"))
+            .await
+            .map_err(|_| ControlError::TooSlow)??;
+        serde_json::from_slice(&body).map_err(|_| ControlError::Answer { status })
+    }
+
+    async fn get(&self, route: &str) -> Result<(StatusCode, Vec<u8>), ControlError> {
+        let stream = UnixStream::connect(&self.path).await.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ControlError::NotRunning { path: self.path.clone() }
+            }
+            _ => ControlError::Socket { path: self.path.clone(), source },
+        })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(ControlError::Connection)?;
+        let driver = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(route)
+            .header("host", "tidewater")
+            .body(Empty::<bytes::Bytes>::new());
+        let request = request.map_err(|_| ControlError::Answer { status: StatusCode::BAD_REQUEST })?;
+        let answer = sender.send_request(request).await.map_err(ControlError::Connection)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
+            .collect()
+            .await
+            .map_err(|_| ControlError::Answer { status })?;
+        driver.abort();
+        Ok((status, body.to_bytes().to_vec()))
+    }
+}

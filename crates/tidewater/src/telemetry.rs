@@ -1,0 +1,86 @@
+//! Logs and metrics of the process.
+//!
+//! Everything that is told goes to standard error, so that standard output holds results only. Metric
+//! names are part of the contract; they are written down once, here.
+
+use clap::ValueEnum;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::io::IsTerminal;
+use tracing_subscriber::EnvFilter;
+
+/// WAL between a table's position and its source's, in bytes.
+pub const SYNC_LAG_BYTES: &str = "tidewater_sync_lag_bytes";
+/// Age of the oldest change that a table lacks, in seconds.
+pub const SYNC_LAG_SECONDS: &str = "tidewater_sync_lag_seconds";
+/// Row changes committed to a table.
+pub const SYNC_ROWS_TOTAL: &str = "tidewater_sync_rows_total";
+/// Time that the commits of one cut took, in seconds.
+pub const SYNC_COMMIT_SECONDS: &str = "tidewater_sync_commit_seconds";
+/// WAL that a slot makes its source keep, in bytes.
+pub const SYNC_SLOT_RETAINED_WAL_BYTES: &str = "tidewater_sync_slot_retained_wal_bytes";
+
+/// From a local disk's milliseconds to an object store in trouble.
+const COMMIT_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Telemetry could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The text is no filter.
+    #[error("`{filter}` is not a log filter such as `info` or `tidewater=debug,info`")]
+    Filter {
+        /// as given
+        filter: String,
+        /// what the parser said
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Only one subscriber can be installed.
+    #[error("the log is set up already")]
+    Log(#[source] tracing_subscriber::util::TryInitError),
+    /// Only one recorder can be installed.
+    #[error("metrics cannot be set up")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+}
+
+/// Sends the log to standard error.
+pub fn init_log(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
+    use tracing_subscriber::util::SubscriberInitExt;
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && format == LogFormat::Text);
+    match format {
+        LogFormat::Text => log.with_target(false).finish().try_init(),
+        LogFormat::Json => log.json().flatten_event(true).finish().try_init(),
+    }
+    .map_err(TelemetryError::Log)
+}
+
+/// Begins to collect metrics; the handle renders them.
+pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(SYNC_COMMIT_SECONDS.to_owned()), &COMMIT_BUCKETS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_gauge!(SYNC_LAG_BYTES, Unit::Bytes, "WAL between the table's position and its source's");
+    describe_gauge!(SYNC_LAG_SECONDS, Unit::Seconds, "Age of the oldest change that the table lacks");
+    describe_counter!(SYNC_ROWS_TOTAL, Unit::Count, "Row changes committed to the table");
+    describe_histogram!(SYNC_COMMIT_SECONDS, Unit::Seconds, "Time that the commits of one cut took");
+    describe_gauge!(SYNC_SLOT_RETAINED_WAL_BYTES, Unit::Bytes, "WAL that the slot makes its source keep");
+}

@@ -1,0 +1,223 @@
+//! The real `tidewater` binary, in a folder of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+use crate::postgres::{build_folder, send};
+
+/// From start to `/readyz`, with a debug build on a busy machine.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+const COMMAND_LIMIT: Duration = Duration::from_secs(180);
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(25);
+
+/// An answer of the control socket is a status report, not a stream.
+const ANSWER_LIMIT: u64 = 16 << 20;
+
+/// The binary under test: `TIDEWATER_BIN`, else the one built together with these tests.
+pub fn binary() -> PathBuf {
+    let path =
+        std::env::var_os("TIDEWATER_BIN").map_or_else(|| build_folder().join("tidewater"), PathBuf::from);
+    assert!(path.exists(), "{} is missing: run `cargo build -p tidewater`", path.display());
+    path
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A folder with a `tidewater.yaml`, its lake and its state. Gone when dropped.
+#[derive(Debug)]
+pub struct Site {
+    folder: TempDir,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Site {
+    /// A site with this configuration. Relative paths in it are inside the site.
+    pub fn new(yaml: &str) -> Site {
+        let folder = TempDir::with_prefix("tidewater-site-").unwrap();
+        let site = Site { folder };
+        site.configure(yaml);
+        site
+    }
+
+    /// A site that mirrors `tables` (YAML, such as `["public.*"]`) of one database, called `shop`.
+    pub fn mirroring(source_url: &str, tables: &str) -> Site {
+        Site::new(&format!(
+            "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
+             databases:\n  shop: {{url: \"{source_url}\", tls: disable}}\n\
+             to_lake:\n  - {{database: shop, tables: {tables}, flush: 200ms}}\n",
+            free_port()
+        ))
+    }
+
+    /// Replaces the configuration.
+    pub fn configure(&self, yaml: &str) {
+        std::fs::write(self.path().join("tidewater.yaml"), yaml).unwrap();
+    }
+
+    /// The site's folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder of a lake table, such as `shop/public/orders`.
+    pub fn table(&self, name: &str) -> PathBuf {
+        self.path().join("lake").join(name)
+    }
+
+    /// Runs one command to its end.
+    pub async fn command(&self, arguments: &[&str]) -> Finished {
+        let mut command = Command::new(binary());
+        command.args(arguments).current_dir(self.path()).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(COMMAND_LIMIT, command.output())
+            .await
+            .unwrap_or_else(|_| panic!("tidewater {arguments:?} did not end"))
+            .unwrap();
+        Finished {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// `tidewater run --until-caught-up`, which has to succeed.
+    pub async fn run_until_caught_up(&self) {
+        let finished = self.command(&["run", "--until-caught-up"]).await;
+        assert_eq!(finished.code, Some(0), "{}\n{}", finished.stdout, finished.stderr);
+    }
+
+    /// Starts the daemon, without waiting.
+    pub fn spawn(&self) -> Daemon {
+        let log_file = self.path().join("daemon.log");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_file).unwrap();
+        let process = Command::new(binary())
+            .arg("run")
+            .current_dir(self.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Daemon { process, log_file, control: self.path().join(".tidewater/control.sock") }
+    }
+
+    /// Starts the daemon and waits until it says that it is ready.
+    pub async fn start(&self) -> Daemon {
+        let mut daemon = self.spawn();
+        daemon.wait_ready().await;
+        daemon
+    }
+}
+
+/// A running daemon; killed when dropped. A test that fails prints its log.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Child,
+    log_file: PathBuf,
+    control: PathBuf,
+}
+
+impl Daemon {
+    /// Waits until `/readyz` answers 200.
+    pub async fn wait_ready(&mut self) {
+        let deadline = Instant::now() + READY_LIMIT;
+        loop {
+            if self.get("/readyz").await.is_some_and(|(code, _)| code == 200) {
+                return;
+            }
+            self.check(deadline, "became ready");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// What `tidewater status --json` prints, once it fulfils `condition`.
+    pub async fn wait_status(&mut self, limit: Duration, condition: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + limit;
+        let mut last = Value::Null;
+        loop {
+            if let Some((200, body)) = self.get("/api/v1/status").await {
+                last = serde_json::from_str(&body).unwrap();
+                if condition(&last) {
+                    return last;
+                }
+            }
+            self.check(deadline, &format!("reached the awaited status; last: {last}"));
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Ends it the hard way, at once.
+    pub async fn kill9(mut self) {
+        send(self.process.id().unwrap(), Signal::KILL);
+        self.process.wait().await.unwrap();
+    }
+
+    /// Ends it by SIGTERM, which has to give exit code 0 in time.
+    pub async fn stop(mut self) {
+        send(self.process.id().unwrap(), Signal::TERM);
+        let status = tokio::time::timeout(STOP_LIMIT, self.process.wait())
+            .await
+            .unwrap_or_else(|_| panic!("the daemon did not stop:\n{}", self.log()))
+            .unwrap();
+        assert!(status.success(), "the daemon stopped with {status}:\n{}", self.log());
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log_file).unwrap_or_default()
+    }
+
+    fn check(&mut self, deadline: Instant, what: &str) {
+        if let Some(status) = self.process.try_wait().unwrap() {
+            panic!("the daemon ended with {status} before it {what}");
+        }
+        assert!(Instant::now() < deadline, "the daemon has not {what}");
+    }
+
+    /// Status code and body, or nothing while nobody listens.
+    async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let exchange = async {
+            let mut stream = UnixStream::connect(&self.control).await.ok()?;
+            let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.ok()?;
+            let mut answer = String::new();
+            stream.take(ANSWER_LIMIT).read_to_string(&mut answer).await.ok()?;
+            let (head, body) = answer.split_once("\r\n\r\n")?;
+            let code = head.split_whitespace().nth(1)?.parse().ok()?;
+            Some((code, body.to_owned()))
+        };
+        tokio::time::timeout(REQUEST_LIMIT, exchange).await.ok().flatten()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log\n{}", self.log());
+        }
+    }
+}
