@@ -71,7 +71,8 @@ async fn a_row_the_mirror_does_not_hold_is_never_passed_over() {
     let error = flush(&mut table, &[Delete(1), Delete(1)], 2).await.unwrap_err();
     assert!(matches!(error, DeltaError::MissingRow { .. }), "{error}");
     table.abandon();
-    let error = flush(&mut table, &[Insert(row(5, "DE", "x")), Insert(row(5, "DE", "y"))], 2).await.unwrap_err();
+    let error =
+        flush(&mut table, &[Insert(row(5, "DE", "x")), Insert(row(5, "DE", "y"))], 2).await.unwrap_err();
     assert!(matches!(error, DeltaError::DuplicateKey { .. }), "{error}");
     table.abandon();
     flush(&mut table, &[Delete(1)], 2).await.unwrap().unwrap();
@@ -201,7 +202,9 @@ struct Setup {
 enum Step {
     Flush(Vec<Vec<Change>>),
     /// Close and open again; without the index folder if set.
-    Reopen { lose_index: bool },
+    Reopen {
+        lose_index: bool,
+    },
     Checkpoint,
     Abandon(Vec<Change>),
 }

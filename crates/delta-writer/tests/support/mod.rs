@@ -1,6 +1,8 @@
 //! What the table tests share: a table of three columns, changes to it, and a reader that is not ours.
 #![allow(missing_docs)]
 
+pub mod faulty_store;
+
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use delta_writer::{
@@ -174,7 +176,11 @@ impl Bench {
 }
 
 /// Applies, writes and commits.
-pub async fn flush(table: &mut MirrorTable, list: &[Change], lsn: i64) -> Result<Option<Committed>, DeltaError> {
+pub async fn flush(
+    table: &mut MirrorTable,
+    list: &[Change],
+    lsn: i64,
+) -> Result<Option<Committed>, DeltaError> {
     table.apply(changes(list)).await?;
     match table.write().await? {
         Some(flush) => Ok(Some(table.commit(flush, &spec(lsn)).await.map_err(|failure| failure.error)?)),
