@@ -43,7 +43,7 @@ pub struct CommitSpec {
 #[derive(Debug)]
 #[must_use = "a written flush is nowhere to be seen until it is committed"]
 pub struct WrittenFlush {
-    pub(crate) commit_id: String,
+    pub(crate) commit_id: Uuid,
     /// New bits in committed files, by the path the log spells.
     pub(crate) deleted: BTreeMap<String, DeletionVector>,
     /// New files, with the vectors they got within the flush.
@@ -119,7 +119,7 @@ impl MirrorTable {
             return Ok(None);
         }
         let mut flush = WrittenFlush {
-            commit_id: Uuid::new_v4().to_string(),
+            commit_id: Uuid::new_v4(),
             deleted,
             sealed: Vec::new(),
             truncated: self.flush.truncated,
@@ -132,7 +132,7 @@ impl MirrorTable {
         } else {
             copy_on_write::rewrite(self, sealed, &mut flush).await?;
         }
-        self.phase = Phase::Written;
+        self.phase = Phase::Written(flush.commit_id);
         Ok(Some(flush))
     }
 
@@ -163,18 +163,21 @@ impl MirrorTable {
     }
 
     async fn try_commit(&mut self, flush: &mut WrittenFlush, spec: &CommitSpec) -> Result<Committed> {
-        if self.phase != Phase::Written {
+        if self.phase != Phase::Written(flush.commit_id) {
             return Err(self.unexpected("this flush was written before the table changed; start it over"));
         }
+        let commit_id = flush.commit_id.to_string();
         loop {
             let version = self.state.version + 1;
             let actions = self.actions(flush, spec);
             let lines = render_actions(&actions)?;
-            let attempt = (version, flush.commit_id.clone());
+            let attempt = (version, commit_id.clone());
             if !self.unsettled.contains(&attempt) {
                 self.unsettled.push(attempt);
             }
-            match put_commit(&self.location, version, &lines, &flush.commit_id).await? {
+            match put_commit(&self.location, version, &lines, &commit_id, self.options.commit_attempts)
+                .await?
+            {
                 PutOutcome::Ours => {
                     self.unsettled.clear();
                     return self.settle(flush, actions);
@@ -278,7 +281,7 @@ impl MirrorTable {
         Ok(())
     }
 
-    fn unexpected(&self, reason: &str) -> DeltaError {
+    pub(crate) fn unexpected(&self, reason: &str) -> DeltaError {
         DeltaError::UnexpectedState { table: self.location.uri().to_owned(), reason: reason.to_owned() }
     }
 
@@ -291,7 +294,7 @@ impl MirrorTable {
         };
         let info = commit_info_of(&CommitFacts {
             operation,
-            commit_id: &flush.commit_id,
+            commit_id: &flush.commit_id.to_string(),
             read_version: Some(self.state.version),
             blind: changes.removes.is_empty(),
             rows_added: changes.rows_added,

@@ -90,7 +90,9 @@ impl MirrorTable {
         batch: arrow::array::RecordBatch,
     ) -> Result<()> {
         // Without a key nothing is ever deleted, so there is nothing to copy either.
-        let Some(index) = &mut self.index else { return Ok(()) };
+        let Some(index) = &mut self.index else {
+            return Err(self.unexpected("rows of a table without a key index cannot be moved"));
+        };
         let key: Vec<_> =
             self.definition.key.iter().filter_map(|&at| batch.columns().get(at)).cloned().collect();
         let keys = index.hasher().hash(&key).map_err(DeltaError::index(self.location.uri()))?;

@@ -27,8 +27,6 @@ use std::time::Duration;
 
 /// Commits fetched at a time while replaying.
 const PARALLEL_READS: usize = 16;
-/// With doubling pauses from [`FIRST_PAUSE`] this gives a store some ten seconds to come back.
-const PUT_ATTEMPTS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(80);
 
 /// A log, replayed.
@@ -148,6 +146,7 @@ pub(crate) async fn put_commit(
     version: i64,
     lines: &Bytes,
     commit_id: &str,
+    attempts: u32,
 ) -> Result<PutOutcome> {
     let path = location.commit_path(version);
     let mut pause = FIRST_PAUSE;
@@ -173,7 +172,7 @@ pub(crate) async fn put_commit(
             }
             Err(source) => source,
         };
-        if is_final(&source) || attempt == PUT_ATTEMPTS {
+        if is_final(&source) || attempt >= attempts {
             return Err(DeltaError::store("commit", path.to_string())(source));
         }
         tracing::warn!(%path, attempt, error = %source, "commit not confirmed, trying again");

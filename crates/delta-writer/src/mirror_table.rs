@@ -29,6 +29,7 @@ use crate::table_state::{TableState, TableStats};
 use crate::vector_cache::VectorCache;
 use crate::writer_options::WriterOptions;
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// An open mirror table. See the [module](self).
 #[derive(Debug)]
@@ -53,7 +54,9 @@ pub(crate) enum Phase {
     /// Changes.
     Collecting,
     /// The commit of what [`MirrorTable::write`] handed out, or its abandonment.
-    Written,
+    ///
+    /// Only that one: a flush given up earlier must not slip in as the next version.
+    Written(Uuid),
     /// Being opened again: its index no longer matches.
     Closed,
 }
@@ -156,7 +159,7 @@ impl MirrorTable {
         if let Some(index) = &mut self.index {
             index.discard_staged();
         }
-        if self.phase == Phase::Written {
+        if matches!(self.phase, Phase::Written(_)) {
             self.phase = Phase::Collecting;
         }
     }
@@ -178,7 +181,7 @@ impl MirrorTable {
     pub(crate) fn expect_collecting(&self) -> Result<()> {
         let reason = match self.phase {
             Phase::Collecting => return Ok(()),
-            Phase::Written => "a written flush has to be committed or abandoned before more changes",
+            Phase::Written(_) => "a written flush has to be committed or abandoned before more changes",
             Phase::Closed => "its key index no longer matches; open the table again",
         };
         Err(DeltaError::UnexpectedState { table: self.location.uri().to_owned(), reason: reason.to_owned() })

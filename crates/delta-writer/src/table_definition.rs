@@ -114,6 +114,31 @@ impl TableDefinition {
         }
     }
 
+    /// The protocol of a table that is loaded anew: features are added and never taken away, because
+    /// earlier versions stay readable.
+    pub(crate) fn protocol_after(&self, previous: &Protocol) -> Protocol {
+        let needed = self.features();
+        let held = previous.writer_features.clone().unwrap_or_default();
+        if needed.iter().all(|feature| held.contains(feature)) {
+            return previous.clone();
+        }
+        let legacy = match previous.min_writer_version {
+            // What the legacy version meant has to be spelled out from version 7 on.
+            2 => vec!["appendOnly".to_owned(), "invariants".to_owned()],
+            _ => Vec::new(),
+        };
+        let joined = |held: Vec<String>| {
+            let missing: Vec<_> = needed.iter().filter(|feature| !held.contains(feature)).cloned().collect();
+            Some(held.into_iter().chain(missing).collect())
+        };
+        Protocol {
+            min_reader_version: 3,
+            min_writer_version: 7,
+            reader_features: joined(previous.reader_features.clone().unwrap_or_default()),
+            writer_features: joined(held.into_iter().chain(legacy).collect()),
+        }
+    }
+
     /// The metadata of a new table, or of the next shape of the table with the metadata `previous`.
     pub(crate) fn metadata(&self, table: &str, previous: Option<&Metadata>, now: i64) -> Result<Metadata> {
         let key: Vec<&str> = self
@@ -193,6 +218,11 @@ impl TableDefinition {
     }
 }
 
+/// Whether a table's metadata switches deletion vectors on.
+pub(crate) fn has_deletion_vectors(metadata: &Metadata) -> bool {
+    metadata.configuration.get(DELETION_VECTORS_PROPERTY).is_some_and(|value| value == "true")
+}
+
 fn key_positions(table: &str, schema: &Schema, text: &str) -> Result<Vec<usize>> {
     let names: Vec<String> = serde_json::from_str(text).map_err(|source| DeltaError::CorruptAction {
         path: format!("{table} (table property {KEY_PROPERTY})"),
@@ -260,6 +290,27 @@ mod tests {
         definition.schema = Arc::new(Schema::new(definition.schema.fields()[..2].to_vec()));
         let protocol = definition.protocol();
         assert_eq!((protocol.min_reader_version, protocol.min_writer_version), (1, 2));
+    }
+
+    #[test]
+    fn a_protocol_only_grows() {
+        let with = definition();
+        let without = TableDefinition { deletion_vectors: false, ..definition() };
+        assert_eq!(without.protocol_after(&with.protocol()), with.protocol());
+        let grown = with.protocol_after(&without.protocol());
+        assert_eq!(grown.reader_features.unwrap(), ["timestampNtz", "deletionVectors"]);
+        let legacy = Protocol {
+            min_reader_version: 1,
+            min_writer_version: 2,
+            reader_features: None,
+            writer_features: None,
+        };
+        let grown = with.protocol_after(&legacy);
+        assert_eq!(
+            grown.writer_features.unwrap(),
+            ["appendOnly", "invariants", "deletionVectors", "timestampNtz"]
+        );
+        check_protocol("t", &with.protocol_after(&legacy)).unwrap();
     }
 
     #[test]

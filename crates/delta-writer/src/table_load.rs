@@ -19,7 +19,7 @@ use crate::key_index::{FileId, KeyHasher, KeyIndex, RunBuilder, SealedRun};
 use crate::lake::TableLocation;
 use crate::log::{self, LoadedLog, PutOutcome};
 use crate::mirror_table::MirrorTable;
-use crate::table_definition::TableDefinition;
+use crate::table_definition::{TableDefinition, has_deletion_vectors};
 use crate::table_state::{LOAD_OPERATION, Replay};
 use crate::vector_cache::VectorCache;
 use crate::writer_options::WriterOptions;
@@ -81,12 +81,20 @@ impl TableLoad {
     /// Begins to load `location`, whether or not a table is there.
     pub async fn begin(
         location: TableLocation,
-        definition: TableDefinition,
+        mut definition: TableDefinition,
         options: WriterOptions,
     ) -> Result<TableLoad> {
         definition.check(location.uri())?;
         let existing = log::load(&location).await?;
         let previous = existing.as_ref().map(|loaded| &loaded.state.metadata);
+        if !definition.deletion_vectors && previous.is_some_and(has_deletion_vectors) {
+            // Trino and others refuse a table whose vectors were switched off again.
+            tracing::warn!(
+                table = location.uri(),
+                "deletion vectors stay on for a table that has them; drop its folder to write it without"
+            );
+            definition.deletion_vectors = true;
+        }
         let metadata =
             definition.metadata(location.uri(), previous, chrono::Utc::now().timestamp_millis())?;
         let index = match definition.has_key() {
@@ -141,7 +149,10 @@ impl TableLoad {
             spec,
         });
         let mut actions = vec![Action::CommitInfo(info)];
-        let protocol = shared.definition.protocol();
+        let protocol = match &existing {
+            Some(loaded) => shared.definition.protocol_after(&loaded.state.protocol),
+            None => shared.definition.protocol(),
+        };
         if existing.as_ref().is_none_or(|loaded| loaded.state.protocol != protocol) {
             actions.push(Action::Protocol(protocol));
         }
@@ -155,7 +166,9 @@ impl TableLoad {
         }
         actions.extend(adds.into_iter().map(Action::Add));
         let lines = render_actions(&actions)?;
-        match log::put_commit(&shared.location, version, &lines, &commit_id).await? {
+        match log::put_commit(&shared.location, version, &lines, &commit_id, shared.options.commit_attempts)
+            .await?
+        {
             PutOutcome::Ours => {}
             PutOutcome::Theirs(_) => {
                 return Err(DeltaError::UnexpectedState {

@@ -16,6 +16,8 @@ pub struct WriterOptions {
     pub zstd_level: i32,
     /// Bytes of rows that a flush holds in memory before it moves them to a data file.
     pub pending_bytes: usize,
+    /// How often a commit without an answer is put again, with doubling pauses from 80 ms, before the error is shown.
+    pub commit_attempts: u32,
     /// Commits between two checkpoints.
     pub checkpoint_every: u64,
     /// How long removed files stay on record for VACUUM and time travel.
@@ -31,6 +33,8 @@ impl WriterOptions {
             target_file_bytes: 128 << 20,
             zstd_level: 1,
             pending_bytes: 64 << 20,
+            // Some ten seconds for a store to come back.
+            commit_attempts: 8,
             checkpoint_every: 100,
             retention: Duration::from_secs(7 * 24 * 3600),
         }

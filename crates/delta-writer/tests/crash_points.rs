@@ -1,0 +1,49 @@
+//! Dying before or after every durable step: nothing is lost, nothing comes twice.
+//!
+//! A point that fires ends the flush where a crash would; the table is dropped and opened again as a new process
+//! would, and the source sends the flush again unless the table's `txn` says that it is in.
+
+mod support;
+
+use fail::FailScenario;
+use support::Change::{Delete, Insert, Update, UpdateKeepingNote};
+use support::{Bench, definition, flush, row};
+
+const POINTS: [&str; 6] = [
+    "data-file-before-put",
+    "data-file-after-put",
+    "vectors-before-put",
+    "vectors-after-put",
+    "commit-before-put",
+    "commit-after-put",
+];
+
+#[tokio::test]
+async fn a_crash_at_any_step_neither_loses_nor_repeats_a_flush() {
+    let scenario = FailScenario::setup();
+    for lose_index in [false, true] {
+        for point in POINTS {
+            let bench = Bench::new();
+            let mut table =
+                bench.load(definition(), &[row(1, "DE", "x"), row(2, "DE", "x"), row(3, "DE", "x")]).await;
+            let list =
+                [Update(row(1, "DE", "y")), Delete(2), Insert(row(4, "DE", "y")), UpdateKeepingNote(3, None)];
+            fail::cfg(point, "return").unwrap();
+            flush(&mut table, &list, 2).await.unwrap_err();
+            fail::remove(point);
+            drop(table);
+            if lose_index {
+                std::fs::remove_dir_all(&bench.options.index_dir).unwrap();
+            }
+            let mut table = bench.open().await;
+            let arrived = table.txn(support::APP) == Some(2);
+            assert_eq!(arrived, point == "commit-after-put", "{point}");
+            if !arrived {
+                flush(&mut table, &list, 2).await.unwrap().unwrap();
+            }
+            flush(&mut table, &[Delete(4), Update(row(1, "DE", "z"))], 3).await.unwrap().unwrap();
+            assert_eq!(bench.read().await, [row(1, "DE", "z"), (3, None, Some("x".into()))], "{point}");
+        }
+    }
+    scenario.teardown();
+}
