@@ -3,11 +3,10 @@
 //! A point that fires ends the flush where a crash would; the table is dropped and opened again as a new process
 //! would, and the source sends the flush again unless the table's `txn` says that it is in.
 
-mod support;
-
+use crate::support;
+use crate::support::Change::{Delete, Insert, Update, UpdateKeepingNote};
+use crate::support::{Bench, definition, flush, row};
 use fail::FailScenario;
-use support::Change::{Delete, Insert, Update, UpdateKeepingNote};
-use support::{Bench, definition, flush, row};
 
 const POINTS: [&str; 6] = [
     "data-file-before-put",

@@ -1,10 +1,8 @@
 //! What the table tests share: a table of three columns, changes to it, and a reader that is not ours.
-#![allow(missing_docs)]
-
 pub mod faulty_store;
 pub mod s3_service;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use delta_writer::{
     CommitSpec, Committed, DeltaError, Lake, MirrorTable, TableDefinition, TableLoad, TableLocation,

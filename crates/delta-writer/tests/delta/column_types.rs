@@ -3,7 +3,7 @@
 
 use arrow::array::*;
 use arrow::compute::{cast, concat_batches};
-use arrow::datatypes::{DataType, Field, Float32Type, Schema, TimeUnit};
+use arrow::datatypes::{DataType, Field, Float32Type, Schema};
 use delta_writer::{
     CommitSpec, MirrorTable, TableDefinition, TableLoad, TableLocation, WriterOptions, open_lake,
 };

@@ -1,7 +1,9 @@
 //! Commits that meet trouble: lost answers, refusals, second daemons, foreign writers, crashes in between.
 
-mod support;
-
+use crate::support;
+use crate::support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote};
+use crate::support::faulty_store::{Fault, FaultyStore};
+use crate::support::{Bench, definition, flush, row, rows_batch, spec};
 use delta_writer::{DeltaError, Lake, MirrorTable, TableLocation, open_lake, probe_put_if_absent};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -10,9 +12,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote};
-use support::faulty_store::{Fault, FaultyStore};
-use support::{Bench, definition, flush, row, rows_batch, spec};
 
 type Store = Arc<FaultyStore<LocalFileSystem>>;
 

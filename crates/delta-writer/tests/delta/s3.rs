@@ -1,15 +1,13 @@
 //! The writer over S3: conditional puts, multipart uploads, escaped names, lost answers.
 
-mod support;
-
+use crate::support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote};
+use crate::support::faulty_store::{Fault, FaultyStore};
+use crate::support::s3_service::s3_store;
+use crate::support::{Bench, Row, definition, flush, row};
 use delta_writer::{Lake, probe_put_if_absent};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use std::sync::Arc;
-use support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote};
-use support::faulty_store::{Fault, FaultyStore};
-use support::s3_service::s3_store;
-use support::{Bench, Row, definition, flush, row};
 use tokio::task::JoinSet;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

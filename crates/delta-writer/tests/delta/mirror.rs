@@ -1,12 +1,11 @@
 //! A mirror table against a model, judged by delta-rs with DataFusion.
 
-mod support;
-
+use crate::support;
+use crate::support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote, UpdateKey};
+use crate::support::{Bench, Change, Row, definition, flush, row};
 use delta_writer::{DeltaError, MirrorTable};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote, UpdateKey};
-use support::{Bench, Change, Row, definition, flush, row};
 
 #[tokio::test]
 async fn a_first_load_is_one_version_with_the_rows_of_all_workers() {
