@@ -24,8 +24,12 @@ async fn a_crash_at_any_step_neither_loses_nor_repeats_a_flush() {
     for lose_index in [false, true] {
         for point in POINTS {
             let bench = Bench::new();
-            let mut table =
-                bench.load(definition(), &[row(1, "DE", "x"), row(2, "DE", "x"), row(3, "DE", "x")]).await;
+            let mut table = bench
+                .load(
+                    definition(),
+                    &[row(1, "DE", "x"), row(2, "DE", "x"), row(3, "DE", "x"), row(9, "DE", "x")],
+                )
+                .await;
             let list =
                 [Update(row(1, "DE", "y")), Delete(2), Insert(row(4, "DE", "y")), UpdateKeepingNote(3, None)];
             fail::cfg(point, "return").unwrap();
@@ -42,7 +46,11 @@ async fn a_crash_at_any_step_neither_loses_nor_repeats_a_flush() {
                 flush(&mut table, &list, 2).await.unwrap().unwrap();
             }
             flush(&mut table, &[Delete(4), Update(row(1, "DE", "z"))], 3).await.unwrap().unwrap();
-            assert_eq!(bench.read().await, [row(1, "DE", "z"), (3, None, Some("x".into()))], "{point}");
+            assert_eq!(
+                bench.read().await,
+                [row(1, "DE", "z"), (3, None, Some("x".into())), row(9, "DE", "x")],
+                "{point}"
+            );
         }
     }
     scenario.teardown();

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 pub mod faulty_store;
+pub mod s3_service;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
