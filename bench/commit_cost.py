@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -29,11 +28,8 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, earl
     ten_columns.create(postgres, table, table_rows)
     installation = Installation(binary, postgres, place, "commits", table, flush=FLUSH)
     try:
-        daemon = installation.start()
-        try:
+        with installation.running() as daemon:
             seconds = _commit_one_by_one(postgres, installation, table_rows, late + AROUND + 1)
-        finally:
-            daemon.kill() if sys.exc_info()[0] else installation.stop(daemon)
         installation.check()
         memory = daemon.wait().peak_memory
     finally:

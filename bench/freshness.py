@@ -31,11 +31,8 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, seco
     ten_columns.create(postgres, table, table_rows)
     installation = Installation(binary, postgres, place, "fresh", table, flush="1s")
     try:
-        daemon = installation.start()
-        try:
+        with installation.running() as daemon:
             committed, seen = _run(postgres, place, installation, table_rows, seconds)
-        finally:
-            daemon.kill() if sys.exc_info()[0] else installation.stop(daemon)
         installation.check()
         memory = daemon.wait().peak_memory
     finally:

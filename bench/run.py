@@ -33,7 +33,7 @@ from postgres import Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the Makefile builds.
-BINARY = ROOT / "target" / "release" / "tidewater"
+BINARY = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "tidewater"
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Sizes:
         return Sizes(
             rows(self.inserts), max(rows(self.mixed_table), rows(self.mixed_changes)), rows(self.mixed_changes), rows(self.load),
             self.freshness_table, max(5, int(self.freshness_seconds * factor)),
-            (max(20_000, rows(self.upserts[0])), max(40_000, rows(self.upserts[1]))),
-            self.commit_table, (early, max(early * 3, int(late * factor))),
+            (max(20_000, rows(self.upserts[0])), max(40_000, rows(self.upserts[1]))), self.commit_table,
+            (early, max(early * 3, int(late * factor))),
         )
 
 
@@ -94,7 +94,7 @@ def measurements(sizes: Sizes) -> dict[str, Measure]:
 
 def main() -> int:
     arguments = parsed()
-    sizes = (FULL if arguments.full else QUICK).scaled(arguments.scale) if arguments.scale != 1 else (FULL if arguments.full else QUICK)
+    sizes = (FULL if arguments.full else QUICK).scaled(arguments.scale)
     # An orderly end on SIGTERM too: servers are stopped and folders removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,30 +84,24 @@ class Installation:
         seconds = self.log.version(after).appeared - started.at
         return CaughtUp(seconds, process, walsender.seconds, after - before)
 
-    def start(self) -> Program:
-        """Starts the daemon and waits until it streams."""
+    @contextmanager
+    def running(self) -> Iterator[Program]:
+        """The daemon, once it streams. It is stopped in order at the end, or at once when the measurement broke."""
         daemon = self._program()
-        streaming = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s AND active"
-
-        def streams() -> bool:
-            if daemon.poll() is not None:
-                raise Incomplete(f"tidewater ended at once\n{daemon.tail()}")
-            return self.log.last() >= 0 and self.postgres.value(streaming, (self.slot,)) == 1
-
         try:
-            wait_for("tidewater to stream", streams, START_LIMIT)
+            wait_for("tidewater to stream", lambda: self._streams(daemon), START_LIMIT)
+            yield daemon
         except BaseException:
             daemon.kill()
             raise
-        return daemon
+        if daemon.stop(signal.SIGTERM).status != 0:
+            raise Incomplete(f"tidewater did not stop in order\n{daemon.tail()}")
 
-    @staticmethod
-    def stop(daemon: Program) -> Ended:
-        """An orderly end: what it has received is committed."""
-        ended = daemon.stop(signal.SIGTERM)
-        if ended.status != 0:
-            raise Incomplete(f"tidewater ended with {ended.status}\n{daemon.tail()}")
-        return ended
+    def _streams(self, daemon: Program) -> bool:
+        if daemon.poll() is not None:
+            raise Incomplete(f"tidewater ended at once\n{daemon.tail()}")
+        active = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s AND active"
+        return self.log.last() >= 0 and self.postgres.value(active, (self.slot,)) == 1
 
     def check(self) -> None:
         """The lake holds what the source holds, as DuckDB reads it; a fast wrong answer is no result."""

@@ -103,15 +103,12 @@ def _at_size(binary: Path, postgres: Postgres, place: Path, rows: int) -> AtSize
     keys = random.Random(SEED)
     installation = Installation(binary, postgres, place, f"upserts{rows}", table, flush=FLUSH)
     try:
-        daemon = installation.start()
-        try:
-            ours, merges = [], []
+        ours, merges = [], []
+        with installation.running() as daemon:
             for run in range(RUNS):
                 chosen = keys.sample(range(1, rows + 1), UPDATES)
                 merges.append(_merge(place, peer, chosen))
                 ours.append(_update(postgres, installation, chosen, run))
-        finally:
-            daemon.kill() if sys.exc_info()[0] else installation.stop(daemon)
         installation.check()
         size = sum(path.stat().st_size for path in installation.log.table.rglob("*.parquet"))
         return AtSize(rows, ours, merges, daemon.wait().peak_memory, size)
