@@ -37,16 +37,20 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, earl
         postgres.sql(f"DROP TABLE {table}")
 
     def around(number: int) -> float:
-        return median(seconds[max(0, number - AROUND):number + AROUND + 1])
+        return median(seconds[max(0, number - AROUND) : number + AROUND + 1])
 
     first, last = around(early), around(late)
     row = Row(
-        f"commit {late:,}", f"{last * 1000:.1f} ms", f"commit {early}: {first * 1000:.1f} ms", last / first,
+        f"commit {late:,}",
+        f"{last * 1000:.1f} ms",
+        f"commit {early}: {first * 1000:.1f} ms",
+        last / first,
         Aim("≤ 1.25, the same cost", 1.25, at_least=False),
     )
     steps = [late * part // 4 for part in (1, 2, 3)]
     findings = [
-        "In between: " + ", ".join(f"commit {step:,} {around(step) * 1000:.1f} ms" for step in steps)
+        "In between: "
+        + ", ".join(f"commit {step:,} {around(step) * 1000:.1f} ms" for step in steps)
         + f"; the slowest of all took {max(seconds) * 1000:.0f} ms. The daemon was at most {memory / 2**20:.0f} MiB resident."
     ]
     return Section(TITLE, METHOD, [row], findings)
@@ -58,7 +62,9 @@ def _commit_one_by_one(postgres: Postgres, installation: Installation, base: int
     seconds = []
     with postgres.connect(autocommit=False) as session:
         for batch in range(commits):
-            session.execute("SELECT mix(%s::regclass, %s, %s, %s)", (installation.table, base, batch, TENS_PER_TRANSACTION))
+            session.execute(
+                "SELECT mix(%s::regclass, %s, %s, %s)", (installation.table, base, batch, TENS_PER_TRANSACTION)
+            )
             clock = time.time()
             session.commit()
             path = installation.log.path(next_version + batch)

@@ -25,7 +25,9 @@ def main(location: str, app_id: str, sightings: str) -> None:
             table.update_incremental()
             if table.version() != last:
                 now, last = time.time(), table.version()
-                output.write(json.dumps({"at": now, "version": last, "position": table.transaction_version(app_id)}) + "\n")
+                output.write(
+                    json.dumps({"at": now, "version": last, "position": table.transaction_version(app_id)}) + "\n"
+                )
             else:
                 time.sleep(POLL)
 

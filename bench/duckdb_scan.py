@@ -1,6 +1,6 @@
 """A process of its own, so that its memory is its own: DuckDB copies a Postgres table to a Parquet file.
 
-    duckdb_scan.py DSN TABLE TARGET THREADS ANSWER
+duckdb_scan.py DSN TABLE TARGET THREADS ANSWER
 """
 
 from __future__ import annotations

@@ -55,7 +55,11 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, seco
 
 
 def _run(
-    postgres: Postgres, place: Path, installation: Installation, table_rows: int, seconds: int,
+    postgres: Postgres,
+    place: Path,
+    installation: Installation,
+    table_rows: int,
+    seconds: int,
 ) -> tuple[list[tuple[float, int]], list[dict]]:
     """Transactions as (clock at COMMIT, an LSN that only a version holding it is above), and versions as the reader had them."""
     sightings = place / "sightings"

@@ -1,7 +1,7 @@
 """delta-rs' side of the upserts, in a process of its own, so that its memory is its own.
 
-    merge_peer.py create DSN TABLE FOLDER
-    merge_peer.py merge FOLDER CHANGES ANSWER
+merge_peer.py create DSN TABLE FOLDER
+merge_peer.py merge FOLDER CHANGES ANSWER
 """
 
 from __future__ import annotations

@@ -74,7 +74,17 @@ class Postgres:
         if self._user:
             os.chown(self.place, self._user["user"], self._user["group"])
         data = self.place / "data"
-        initdb = [self.binary("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "--encoding=UTF8", "--locale=C.UTF-8"]
+        initdb = [
+            self.binary("initdb"),
+            "-D",
+            data,
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+        ]
         Program(initdb, self.place / "initdb.log", cwd=self.place, **self._user).finish(120)
         command = [self.binary("postgres"), "-D", data, "-p", str(self.port), "-k", self.place]
         for name, value in SETTINGS.items():
@@ -110,7 +120,12 @@ class Postgres:
 
     def connect(self, database: str = DATABASE, *, autocommit: bool = True) -> psycopg.Connection:
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user="postgres", dbname=database, autocommit=autocommit, connect_timeout=5,
+            host="127.0.0.1",
+            port=self.port,
+            user="postgres",
+            dbname=database,
+            autocommit=autocommit,
+            connect_timeout=5,
         )
 
     @property

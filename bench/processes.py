@@ -47,8 +47,12 @@ class Program:
         self.began = time.time()
         with log.open("ab") as output:
             self._child = subprocess.Popen(
-                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True, **options,
+                [str(word) for word in command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                **options,
             )
         self._ended: Ended | None = None
 
@@ -99,8 +103,11 @@ class Program:
     def _keep(self, status: int, usage) -> None:
         self._child.returncode = os.waitstatus_to_exitcode(status)
         self._ended = Ended(
-            status=self._child.returncode, began=self.began, ended=time.time(),
-            processor_seconds=usage.ru_utime + usage.ru_stime, peak_memory=usage.ru_maxrss * 1024,
+            status=self._child.returncode,
+            began=self.began,
+            ended=time.time(),
+            processor_seconds=usage.ru_utime + usage.ru_stime,
+            peak_memory=usage.ru_maxrss * 1024,
         )
 
 

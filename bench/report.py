@@ -24,30 +24,43 @@ def cells(row: Row) -> tuple[str, ...]:
 def table(rows: list[Row]) -> str:
     lines = [HEADINGS, *(cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+
     # Figures that are compared stand right-aligned.
     def written(line: tuple[str, ...]) -> str:
-        return "| " + " | ".join(
-            cell.rjust(width) if HEADINGS[at] == "ratio" else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(line, widths))
-        ) + " |"
+        return (
+            "| "
+            + " | ".join(
+                cell.rjust(width) if HEADINGS[at] == "ratio" else cell.ljust(width)
+                for at, (cell, width) in enumerate(zip(line, widths))
+            )
+            + " |"
+        )
 
-    rule = "|" + "|".join("-" * (width + 1) + (":" if HEADINGS[at] == "ratio" else "-") for at, width in enumerate(widths)) + "|"
+    rule = (
+        "|"
+        + "|".join("-" * (width + 1) + (":" if HEADINGS[at] == "ratio" else "-") for at, width in enumerate(widths))
+        + "|"
+    )
     return "\n".join([written(lines[0]), rule, *(written(line) for line in lines[1:])])
 
 
-def report(sections: list[Section], failures: dict[str, str], how: str, root: Path, versions: str, seconds: float) -> str:
+def report(
+    sections: list[Section], failures: dict[str, str], how: str, root: Path, versions: str, seconds: float
+) -> str:
     rows = [row for section in sections for row in section.rows]
     missed = [row for row in rows if row.met is False]
     parts = [
         "# Benchmark report",
         "Written by `" + how + "`; [README.md](README.md) says what is measured and how to run it.",
-        _bullets([
-            f"Commit: {_commit(root)}, release build.",
-            f"Machine: {_machine()}. PostgreSQL, Tidewater, the peers and the readers share it; nothing else ran.",
-            f"Versions: {versions}.",
-            f"Took {seconds / 60:.0f} minutes. Every figure is a median of alternating runs; ratios are of medians from this same run "
-            "and are what counts, since absolute times drift on shared machines.",
-        ]),
+        _bullets(
+            [
+                f"Commit: {_commit(root)}, release build.",
+                f"Machine: {_machine()}. PostgreSQL, Tidewater, the peers and the readers share it; nothing else ran.",
+                f"Versions: {versions}.",
+                f"Took {seconds / 60:.0f} minutes. Every figure is a median of alternating runs; ratios are of medians from this same run "
+                "and are what counts, since absolute times drift on shared machines.",
+            ]
+        ),
         "## Results",
         table(rows),
         _judgement(missed, failures),
@@ -74,20 +87,30 @@ def _filled(text: str) -> str:
 
 def _bullets(lines: list[str]) -> str:
     return "\n".join(
-        textwrap.fill(line, WIDTH, initial_indent="* ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        textwrap.fill(
+            line, WIDTH, initial_indent="* ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
         for line in lines
     )
 
 
 def _commit(root: Path) -> str:
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
     # The report itself is always about to change.
-    changed = [line for line in git("status", "--porcelain", "--untracked-files=no").splitlines() if "bench/REPORT.md" not in line]
-    return f"{commit} of {git('log', '-1', '--format=%cs') or time.strftime('%Y-%m-%d')}" + (", with uncommitted changes" if changed else "")
+    changed = [
+        line
+        for line in git("status", "--porcelain", "--untracked-files=no").splitlines()
+        if "bench/REPORT.md" not in line
+    ]
+    return f"{commit} of {git('log', '-1', '--format=%cs') or time.strftime('%Y-%m-%d')}" + (
+        ", with uncommitted changes" if changed else ""
+    )
 
 
 def _machine() -> str:

@@ -52,25 +52,45 @@ class Sizes:
 
     def scaled(self, factor: float) -> Sizes:
         """For trying the suite itself. Rows come in thousands, and the small tables keep enough to change."""
+
         def rows(count: int) -> int:
             return max(1000, int(count * factor) // 1000 * 1000)
 
         early, late = self.commits
         return Sizes(
-            rows(self.inserts), max(rows(self.mixed_table), rows(self.mixed_changes)), rows(self.mixed_changes), rows(self.load),
-            self.freshness_table, max(5, int(self.freshness_seconds * factor)),
-            (max(20_000, rows(self.upserts[0])), max(40_000, rows(self.upserts[1]))), self.commit_table,
+            rows(self.inserts),
+            max(rows(self.mixed_table), rows(self.mixed_changes)),
+            rows(self.mixed_changes),
+            rows(self.load),
+            self.freshness_table,
+            max(5, int(self.freshness_seconds * factor)),
+            (max(20_000, rows(self.upserts[0])), max(40_000, rows(self.upserts[1]))),
+            self.commit_table,
             (early, max(early * 3, int(late * factor))),
         )
 
 
 QUICK = Sizes(
-    inserts=2_000_000, mixed_table=1_000_000, mixed_changes=1_000_000, load=5_000_000, freshness_table=500_000,
-    freshness_seconds=30, upserts=(1_000_000, 10_000_000), commit_table=500_000, commits=(20, 2_000),
+    inserts=2_000_000,
+    mixed_table=1_000_000,
+    mixed_changes=1_000_000,
+    load=5_000_000,
+    freshness_table=500_000,
+    freshness_seconds=30,
+    upserts=(1_000_000, 10_000_000),
+    commit_table=500_000,
+    commits=(20, 2_000),
 )
 FULL = Sizes(
-    inserts=10_000_000, mixed_table=10_000_000, mixed_changes=5_000_000, load=20_000_000, freshness_table=500_000,
-    freshness_seconds=120, upserts=(1_000_000, 20_000_000), commit_table=500_000, commits=(20, 10_000),
+    inserts=10_000_000,
+    mixed_table=10_000_000,
+    mixed_changes=5_000_000,
+    load=20_000_000,
+    freshness_table=500_000,
+    freshness_seconds=120,
+    upserts=(1_000_000, 20_000_000),
+    commit_table=500_000,
+    commits=(20, 10_000),
 )
 
 Measure = Callable[[Path, Postgres, Path], Section]
@@ -88,7 +108,9 @@ def measurements(sizes: Sizes) -> dict[str, Measure]:
             binary, postgres, place, sizes.freshness_table, sizes.freshness_seconds
         ),
         "upserts": lambda binary, postgres, place: upserts.measure(binary, postgres, place, list(sizes.upserts)),
-        "commits": lambda binary, postgres, place: commit_cost.measure(binary, postgres, place, sizes.commit_table, *sizes.commits),
+        "commits": lambda binary, postgres, place: commit_cost.measure(
+            binary, postgres, place, sizes.commit_table, *sizes.commits
+        ),
     }
 
 
@@ -122,7 +144,13 @@ def main() -> int:
 
 
 def _measure_one(
-    name: str, measure: Measure, binary: Path, postgres: Postgres, place: Path, sections: list[Section], failures: dict[str, str],
+    name: str,
+    measure: Measure,
+    binary: Path,
+    postgres: Postgres,
+    place: Path,
+    sections: list[Section],
+    failures: dict[str, str],
 ) -> None:
     print(f"bench: {name} …", flush=True)
     began = time.monotonic()
@@ -147,8 +175,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="a factor for all sizes, to try the suite itself")
     parser.add_argument("--only", nargs="+", choices=list(measurements(QUICK)), help="only these measurements")
     parser.add_argument("--tidewater", type=Path, default=BINARY, help="the release build to measure")
-    parser.add_argument("--postgres", type=Path, default=os.environ.get("TIDEWATER_POSTGRES_BIN", ROOT / ".tools" / "postgres" / "bin"),
-                        help="PostgreSQL's programs (default: TIDEWATER_POSTGRES_BIN)")
+    parser.add_argument(
+        "--postgres",
+        type=Path,
+        default=os.environ.get("TIDEWATER_POSTGRES_BIN", ROOT / ".tools" / "postgres" / "bin"),
+        help="PostgreSQL's programs (default: TIDEWATER_POSTGRES_BIN)",
+    )
     parser.add_argument("--report", type=Path, help="where to write the report")
     arguments = parser.parse_args()
     arguments.tidewater = arguments.tidewater.resolve()
@@ -159,7 +191,10 @@ def parsed() -> argparse.Namespace:
 
 
 def _versions(postgres: Postgres) -> str:
-    packages = ", ".join(f"{name} {version(package)}" for name, package in (("DuckDB", "duckdb"), ("deltalake (delta-rs for Python)", "deltalake")))
+    packages = ", ".join(
+        f"{name} {version(package)}"
+        for name, package in (("DuckDB", "duckdb"), ("deltalake (delta-rs for Python)", "deltalake"))
+    )
     return f"PostgreSQL {postgres.value('SHOW server_version')}, {packages}"
 
 

@@ -63,8 +63,14 @@ def measure_mixed(binary: Path, postgres: Postgres, place: Path, table_rows: int
 
 
 def _measure(
-    binary: Path, postgres: Postgres, place: Path, name: str, table_rows: int,
-    write: Callable[[str], int], work: str, aim: Aim,
+    binary: Path,
+    postgres: Postgres,
+    place: Path,
+    name: str,
+    table_rows: int,
+    write: Callable[[str], int],
+    work: str,
+    aim: Aim,
 ) -> Section:
     table = f"stream_{name}"
     ten_columns.create(postgres, table, table_rows)
@@ -118,14 +124,21 @@ def _receive(postgres: Postgres, place: Path, publications: str, kept: str, end:
 
 
 def _section(
-    work: str, changes: int, ours: list[CaughtUp], theirs: list[Received], aim: Aim, length: float,
+    work: str,
+    changes: int,
+    ours: list[CaughtUp],
+    theirs: list[Received],
+    aim: Aim,
+    length: float,
 ) -> Section:
     own = [changes / run.seconds for run in ours]
     peer = [changes / run.seconds for run in theirs]
     row = Row(
-        work=work, ours=f"{significant(median(own))} changes/s",
+        work=work,
+        ours=f"{significant(median(own))} changes/s",
         compared_with=f"pg_recvlogical to /dev/null: {significant(median(peer))} changes/s",
-        ratio=median(own) / median(peer), aim=aim,
+        ratio=median(own) / median(peer),
+        aim=aim,
     )
     seconds = median([run.seconds for run in ours])
     daemon = median([run.process.processor_seconds for run in ours])
@@ -134,7 +147,8 @@ def _section(
     memory = max(run.process.peak_memory for run in ours)
     busy = walsender / seconds
     bound = (
-        "so the walsender, which decodes on one core, is what bounds it" if busy > 0.85
+        "so the walsender, which decodes on one core, is what bounds it"
+        if busy > 0.85
         else "so the walsender waited for us in between"
     )
     findings = [

@@ -89,4 +89,6 @@ def row_length(postgres: Postgres, table: str) -> float:
 
 def figures(postgres: Postgres, table: str) -> tuple[int, int, int]:
     """A short summary that two copies of the table must share."""
-    return postgres.sql(f"SELECT count(*), coalesce(sum(id), 0)::bigint, coalesce(sum(quantity), 0)::bigint FROM {table}")[0]
+    return postgres.sql(
+        f"SELECT count(*), coalesce(sum(id), 0)::bigint, coalesce(sum(quantity), 0)::bigint FROM {table}"
+    )[0]

@@ -38,7 +38,9 @@ class CaughtUp:
 class Installation:
     """A lake, a state directory and a configuration for one table."""
 
-    def __init__(self, binary: Path, postgres: Postgres, place: Path, instance: str, table: str, *, flush: str = "1s") -> None:
+    def __init__(
+        self, binary: Path, postgres: Postgres, place: Path, instance: str, table: str, *, flush: str = "1s"
+    ) -> None:
         self._binary = binary
         self.postgres = postgres
         self.instance = instance
@@ -80,7 +82,9 @@ class Installation:
         started = started or self.postgres.slot_started(logged, self.slot)
         after = self.log.last()
         if started is None or after < 0:
-            raise Incomplete(f"tidewater ended without having streamed\n{(self.place / 'tidewater.log').read_text()[-2000:]}")
+            raise Incomplete(
+                f"tidewater ended without having streamed\n{(self.place / 'tidewater.log').read_text()[-2000:]}"
+            )
         seconds = self.log.version(after).appeared - started.at
         return CaughtUp(seconds, process, walsender.seconds, after - before)
 

@@ -72,17 +72,34 @@ def measure(binary: Path, postgres: Postgres, place: Path, sizes: list[int]) -> 
         memory = max(run.peak_memory for run in at.merges)
         rewritten = sum(run.rewritten for run in at.ours)
         work = f"{UPDATES:,} random updates in {at.rows:,} rows"
-        rows.append(Row(
-            work, f"{median(own):.2f} s", f"delta-rs MERGE: {median(peer):.2f} s",
-            median(peer) / median(own), Aim("≥ 10 times faster", 10.0),
-        ))
-        rows.append(Row(
-            f"{work}, data files rewritten", str(rewritten), "", aim=Aim("0", 0, at_least=False), judged=rewritten,
-        ))
-        rows.append(Row(
-            f"{work}, peak resident memory", f"{at.peak_memory / 2**20:.0f} MiB", f"delta-rs MERGE: {memory / 2**20:.0f} MiB",
-            at.peak_memory / memory, Aim("< 1 GiB", 2**30, at_least=False), judged=at.peak_memory,
-        ))
+        rows.append(
+            Row(
+                work,
+                f"{median(own):.2f} s",
+                f"delta-rs MERGE: {median(peer):.2f} s",
+                median(peer) / median(own),
+                Aim("≥ 10 times faster", 10.0),
+            )
+        )
+        rows.append(
+            Row(
+                f"{work}, data files rewritten",
+                str(rewritten),
+                "",
+                aim=Aim("0", 0, at_least=False),
+                judged=rewritten,
+            )
+        )
+        rows.append(
+            Row(
+                f"{work}, peak resident memory",
+                f"{at.peak_memory / 2**20:.0f} MiB",
+                f"delta-rs MERGE: {memory / 2**20:.0f} MiB",
+                at.peak_memory / memory,
+                Aim("< 1 GiB", 2**30, at_least=False),
+                judged=at.peak_memory,
+            )
+        )
         findings.append(
             f"{at.rows:,} rows ({at.data_bytes / 2**20:.0f} MiB of data files): Tidewater {spread(own)} s, delta-rs {spread(peer)} s in "
             "the single runs. The daemon's peak includes the table's first load in the same process."
@@ -90,10 +107,15 @@ def measure(binary: Path, postgres: Postgres, place: Path, sizes: list[int]) -> 
     small, large = measured[0], measured[-1]
     if small is not large:
         cost, before = median([run.seconds for run in large.ours]), median([run.seconds for run in small.ours])
-        rows.append(Row(
-            f"the same, {large.rows:,} rows against {small.rows:,}", f"{cost:.2f} s", f"{before:.2f} s",
-            cost / before, Aim("≤ 1.25, the same cost", 1.25, at_least=False),
-        ))
+        rows.append(
+            Row(
+                f"the same, {large.rows:,} rows against {small.rows:,}",
+                f"{cost:.2f} s",
+                f"{before:.2f} s",
+                cost / before,
+                Aim("≤ 1.25, the same cost", 1.25, at_least=False),
+            )
+        )
     return Section(TITLE, METHOD, rows, findings)
 
 
@@ -121,7 +143,8 @@ def _update(postgres: Postgres, installation: Installation, keys: list[int], run
     before = installation.log.last()
     with postgres.connect(autocommit=False) as session:
         session.execute(
-            f"UPDATE {installation.table} SET quantity = quantity + 1, note = 'changed in run {run}' WHERE id = ANY(%s)", (keys,)
+            f"UPDATE {installation.table} SET quantity = quantity + 1, note = 'changed in run {run}' WHERE id = ANY(%s)",
+            (keys,),
         )
         clock = time.time()
         session.commit()
