@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import ten_columns
-from measurement import Aim, Row, Section, median
+from measurement import Aim, Row, Section, mebibytes, median
 from postgres import Postgres
 from processes import wait_for
 from tidewater import Installation
@@ -18,9 +18,10 @@ AROUND = 20
 TENS_PER_TRANSACTION = 2
 
 METHOD = f"""\
-One transaction of {TENS_PER_TRANSACTION * 10} row changes (12 inserts, 6 updates, 2 deletes) after the other against a daemon with `flush: {FLUSH}`;
-the next begins when the version of the one before is in the log, so every transaction is a version. Counted from just before COMMIT is
-sent to the time of the version's file, less the flush's {FLUSH}. The figure for commit n is the median of the {2 * AROUND + 1} commits around it."""
+One transaction of {TENS_PER_TRANSACTION * 10} row changes (12 inserts, 6 updates, 2 deletes) after the other
+against a daemon with `flush: {FLUSH}`; the next begins when the version of the one before is in the log, so every
+transaction is a version. Counted from just before COMMIT is sent to the time of the version's file, less the
+flush's {FLUSH}. The figure for commit n is the median of the {2 * AROUND + 1} commits around it."""
 
 
 def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, early: int, late: int) -> Section:
@@ -51,7 +52,8 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, earl
     findings = [
         "In between: "
         + ", ".join(f"commit {step:,} {around(step) * 1000:.1f} ms" for step in steps)
-        + f"; the slowest of all took {max(seconds) * 1000:.0f} ms. The daemon was at most {memory / 2**20:.0f} MiB resident."
+        + f"; the slowest of all took {max(seconds) * 1000:.0f} ms.",
+        f"The daemon was at most {mebibytes(memory)} resident.",
     ]
     return Section(TITLE, METHOD, [row], findings)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import ten_columns
-from measurement import Aim, Incomplete, Row, Section, median, significant, spread
+from measurement import Aim, Incomplete, Row, Section, mebibytes, median, significant, spread
 from postgres import DATABASE, Postgres
 from processes import Ended, Program
 from tidewater import Installation
@@ -19,10 +20,11 @@ SESSIONS = 2
 
 METHOD = f"""\
 Tidewater: from the server's log line of the load's CREATE_REPLICATION_SLOT, whose snapshot it copies, to version 0
-in the Delta log; files of zstd level 1, the key index built alongside. DuckDB: `COPY (FROM postgres_scan) TO … (FORMAT
-parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)` with {SESSIONS} threads and no order to keep, timed inside the process,
-so its start-up does not count. The limit: {SESSIONS} psql processes, each with `COPY (SELECT … a range of ctid) TO STDOUT
-(FORMAT binary)` of one half to /dev/null. In turn, {RUNS} times each; memory is the kernel's peak of the whole process."""
+in the Delta log; files of zstd level 1, the key index built alongside. DuckDB: `COPY (FROM postgres_scan) TO …
+(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)` with {SESSIONS} threads and no order to keep, timed inside
+the process, so its start-up does not count. The limit: {SESSIONS} psql processes, each with `COPY (SELECT … a range
+of ctid) TO STDOUT (FORMAT binary)` of one half to /dev/null. In turn, {RUNS} times each; memory is the kernel's
+peak of the whole process."""
 
 
 def measure(binary: Path, postgres: Postgres, place: Path, rows: int) -> Section:
@@ -55,8 +57,8 @@ def measure(binary: Path, postgres: Postgres, place: Path, rows: int) -> Section
         ),
         Row(
             "first load, peak resident memory",
-            f"{memory / 2**20:.0f} MiB",
-            f"DuckDB: {duckdb_memory / 2**20:.0f} MiB",
+            mebibytes(memory),
+            f"DuckDB: {mebibytes(duckdb_memory)}",
             memory / duckdb_memory,
             Aim("< 1 GiB", 2**30, at_least=False),
             judged=memory,
@@ -64,11 +66,14 @@ def measure(binary: Path, postgres: Postgres, place: Path, rows: int) -> Section
     ]
     findings = [
         f"Single runs, rows/s: Tidewater {spread(own)}; DuckDB {spread(peer)}; COPY {spread(out)}.",
-        f"Processor time of a run: Tidewater {median([ended.processor_seconds for _, ended in ours]):.1f} s in "
-        f"{median([seconds for seconds, _ in ours]):.1f} s, DuckDB {median([ended.processor_seconds for _, ended in duckdb]):.1f} s in "
-        f"{median([seconds for seconds, _ in duckdb]):.1f} s; the {SESSIONS} Postgres backends come on top of both.",
+        f"Processor time: Tidewater {_used(ours)}, DuckDB {_used(duckdb)}; the {SESSIONS} Postgres backends come on top.",
     ]
     return Section(TITLE, METHOD, table_rows, findings)
+
+
+def _used(runs: list[tuple[float, Ended]]) -> str:
+    processor = median([ended.processor_seconds for _, ended in runs])
+    return f"{processor:.1f} s in {median([seconds for seconds, _ in runs]):.1f} s"
 
 
 def _load(binary: Path, postgres: Postgres, place: Path, name: str, table: str) -> tuple[float, Ended]:
@@ -102,10 +107,11 @@ def _copy_out(postgres: Postgres, place: Path, table: str) -> float:
     pages = postgres.value("SELECT pg_relation_size(%s) / current_setting('block_size')::integer", (table,))
     cuts = [pages * part // SESSIONS for part in range(SESSIONS + 1)]
     halves = []
-    for first, behind in zip(cuts, cuts[1:]):
-        query = f"COPY (SELECT * FROM {table} WHERE ctid >= '({first},0)' AND ctid < '({behind},0)') TO STDOUT (FORMAT binary)"
+    for first, behind in itertools.pairwise(cuts):
+        half = f"SELECT * FROM {table} WHERE ctid >= '({first},0)' AND ctid < '({behind},0)'"
+        query = f"COPY ({half}) TO STDOUT (FORMAT binary)"
         # The answer goes where psql's `-o` says; its messages go to the log.
         command = [postgres.binary("psql"), *postgres.client_arguments, "-X", "-q", "-o", "/dev/null", "-c", query]
         halves.append(Program(command, place / "copy.log"))
-    ended = [half.finish() for half in halves]
-    return max(half.ended for half in ended) - min(half.began for half in ended)
+    ended = [program.finish() for program in halves]
+    return max(program.ended for program in ended) - min(program.began for program in ended)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import ten_columns
-from measurement import Aim, Incomplete, Row, Section, percentile
+from measurement import Aim, Incomplete, Row, Section, mebibytes, percentile
 from postgres import Postgres
 from processes import Program, wait_for
 from tidewater import Installation
@@ -19,11 +19,11 @@ TENS_PER_TRANSACTION = 5
 TRANSACTIONS_PER_SECOND = CHANGES_PER_SECOND // (TENS_PER_TRANSACTION * 10)
 
 METHOD = f"""\
-{TRANSACTIONS_PER_SECOND} transactions a second of {TENS_PER_TRANSACTION * 10} row changes each (60 % inserts, 30 % updates, 10 % deletes)
-against a running daemon with `flush: 1s`. The clock is read just before COMMIT is sent. A reader process of its own
-(the `deltalake` package) follows the log every 10 ms with `update_incremental` and notes when it has a version; the version's
-`txn` tells which transactions it holds. So the figures include the commit itself, decoding, the wait for the flush, the
-Delta commit and the reader's polling."""
+{TRANSACTIONS_PER_SECOND} transactions a second of {TENS_PER_TRANSACTION * 10} row changes each (60 % inserts, 30 %
+updates, 10 % deletes) against a running daemon with `flush: 1s`. The clock is read just before COMMIT is sent. A
+reader process of its own (the `deltalake` package) follows the log every 10 ms with `update_incremental` and notes
+when it has a version; the version's `txn` tells which transactions it holds. So the figures include the commit
+itself, decoding, the wait for the flush, the Delta commit and the reader's polling."""
 
 
 def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, seconds: int) -> Section:
@@ -46,10 +46,11 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, seco
         Row(f"{work}, p99", f"{most:.2f} s", "", aim=Aim("≤ 1.5 s", 1.5, at_least=False), judged=most),
     ]
     span = committed[-1][0] - committed[0][0]
+    rate = len(committed) * TENS_PER_TRANSACTION * 10 / span
     findings = [
-        f"{len(committed):,} transactions in {span:.1f} s ({len(committed) * TENS_PER_TRANSACTION * 10 / span:,.0f} row changes/s) became "
-        f"{len(seen)} versions; the slowest transaction took {max(delays):.2f} s. The daemon was at most {memory / 2**20:.0f} MiB resident.",
-        "A flush of 1 s alone makes a transaction wait half a second on average: what p50 has beyond that is the way through.",
+        f"{len(committed):,} transactions in {span:.1f} s ({rate:,.0f} row changes/s) became {len(seen)} versions; the slowest "
+        f"transaction took {max(delays):.2f} s. The daemon was at most {mebibytes(memory)} resident.",
+        "A flush of 1 s alone makes a transaction wait half a second on average; the rest of p50 is the way through.",
     ]
     return Section(TITLE, METHOD, rows, findings)
 
@@ -61,7 +62,7 @@ def _run(
     table_rows: int,
     seconds: int,
 ) -> tuple[list[tuple[float, int]], list[dict]]:
-    """Transactions as (clock at COMMIT, an LSN that only a version holding it is above), and versions as the reader had them."""
+    """What was committed, as (clock at COMMIT, an LSN that only versions holding it are above), and what the reader saw."""
     sightings = place / "sightings"
     app_id = installation.log.version(installation.log.last()).app_id
     if app_id is None:

@@ -65,6 +65,10 @@ def significant(value: float) -> str:
     return f"{value:.3g}"
 
 
+def mebibytes(size: float) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
 def median(values: Sequence[float]) -> float:
     if not values:
         raise Incomplete("no run succeeded")

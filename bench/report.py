@@ -7,6 +7,7 @@ import platform
 import subprocess
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from measurement import Row, Section
@@ -24,41 +25,38 @@ def cells(row: Row) -> tuple[str, ...]:
 def table(rows: list[Row]) -> str:
     lines = [HEADINGS, *(cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-
-    # Figures that are compared stand right-aligned.
-    def written(line: tuple[str, ...]) -> str:
-        return (
-            "| "
-            + " | ".join(
-                cell.rjust(width) if HEADINGS[at] == "ratio" else cell.ljust(width)
-                for at, (cell, width) in enumerate(zip(line, widths))
-            )
-            + " |"
-        )
-
-    rule = (
-        "|"
-        + "|".join("-" * (width + 1) + (":" if HEADINGS[at] == "ratio" else "-") for at, width in enumerate(widths))
-        + "|"
+    rule = tuple("-" * width for width in widths)
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in (lines[0], rule, *lines[1:])
     )
-    return "\n".join([written(lines[0]), rule, *(written(line) for line in lines[1:])])
 
 
-def report(
-    sections: list[Section], failures: dict[str, str], how: str, root: Path, versions: str, seconds: float
-) -> str:
+@dataclass(frozen=True)
+class Circumstances:
+    """What the figures must be read with."""
+
+    command: str
+    root: Path
+    versions: str
+    load_average: float
+    seconds: float
+
+
+def report(sections: list[Section], failures: dict[str, str], run: Circumstances) -> str:
     rows = [row for section in sections for row in section.rows]
     missed = [row for row in rows if row.met is False]
     parts = [
         "# Benchmark report",
-        "Written by `" + how + "`; [README.md](README.md) says what is measured and how to run it.",
+        f"Written by `{run.command}`; [README.md](README.md) says what is measured and how to run it.",
         _bullets(
             [
-                f"Commit: {_commit(root)}, release build.",
-                f"Machine: {_machine()}. PostgreSQL, Tidewater, the peers and the readers share it; nothing else ran.",
-                f"Versions: {versions}.",
-                f"Took {seconds / 60:.0f} minutes. Every figure is a median of alternating runs; ratios are of medians from this same run "
-                "and are what counts, since absolute times drift on shared machines.",
+                f"Commit: {_commit(run.root)}, release build.",
+                f"Machine: {_machine()}. PostgreSQL, Tidewater, the peers and the readers share it. Before the start its "
+                f"load average was {run.load_average:.1f}.",
+                f"Versions: {run.versions}.",
+                f"Took {run.seconds / 60:.0f} minutes. Figures are medians of alternating runs; ratios are of medians from this "
+                "same run, and are what counts: absolute times drift on shared machines.",
             ]
         ),
         "## Results",
@@ -116,4 +114,5 @@ def _commit(root: Path) -> str:
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores ({platform.machine()}), {memory:.0f} GiB of memory, {platform.system()} {platform.release().split('-')[0]}"
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    return f"{cores} cores ({platform.machine()}), {memory:.0f} GiB of memory, {system}"

@@ -119,7 +119,7 @@ def main() -> int:
     sizes = (FULL if arguments.full else QUICK).scaled(arguments.scale)
     # An orderly end on SIGTERM too: servers are stopped and folders removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    began = time.monotonic()
+    began, load_average = time.monotonic(), os.getloadavg()[0]
     sections: list[Section] = []
     failures: dict[str, str] = {}
     place = Path(tempfile.mkdtemp(prefix="tidewater-bench-"))
@@ -134,11 +134,9 @@ def main() -> int:
         shutil.rmtree(place, ignore_errors=True)
     print("\n" + report.table([row for section in sections for row in section.rows]))
     if arguments.report:
-        how = "make bench-full" if arguments.full else "make bench"
-        if arguments.only or arguments.scale != 1:
-            how = "bench/run.py " + " ".join(sys.argv[1:])
-        text = report.report(sections, failures, how, ROOT, versions, time.monotonic() - began)
-        arguments.report.write_text(text)
+        seconds = time.monotonic() - began
+        run = report.Circumstances(_command(arguments), ROOT, versions, load_average, seconds)
+        arguments.report.write_text(report.report(sections, failures, run))
         print(f"\nbench: written to {os.path.relpath(arguments.report)}")
     return 1 if failures else 0
 
@@ -188,6 +186,17 @@ def parsed() -> argparse.Namespace:
         if not os.access(needed, os.X_OK):
             parser.error(f"{needed} is not there or cannot be executed: `make bench` builds and finds everything")
     return arguments
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What was asked for, in words that anybody can repeat."""
+    if not arguments.only and arguments.scale == 1:
+        return "make bench-full" if arguments.full else "make bench"
+    words = ["bench/run.py"]
+    words += ["--full"] if arguments.full else []
+    words += ["--scale", str(arguments.scale)] if arguments.scale != 1 else []
+    words += ["--only", *arguments.only] if arguments.only else []
+    return " ".join(words)
 
 
 def _versions(postgres: Postgres) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ten_columns
-from measurement import Aim, Incomplete, Row, Section, median, significant, spread
+from measurement import Aim, Incomplete, Row, Section, mebibytes, median, significant, spread
 from postgres import Postgres
 from processes import ProcessorTime, Program
 from tidewater import CaughtUp, Installation, StartingPoint
@@ -27,11 +27,11 @@ TENS_PER_TRANSACTION = 10
 
 METHOD = f"""\
 The WAL is written first: inserts in transactions of {ROWS_PER_TRANSACTION} rows; the mixed load in transactions of
-{TENS_PER_TRANSACTION * 10} row changes (60 inserts, 30 updates and 10 deletes of keys all over the table). `pg_recvlogical -f
-/dev/null` and `tidewater run --until-caught-up` then read it in turn, {RUNS} times each, from copies of one slot, with the
-same publications and options (protocol 2, streaming, messages, text). Counted from the server's log line that decoding
-begins to the end of `pg_recvlogical`, and to the last commit in the Delta log. After every run of ours DuckDB compares
-the lake with the source."""
+{TENS_PER_TRANSACTION * 10} row changes (60 inserts, 30 updates and 10 deletes of keys all over the table).
+`pg_recvlogical -f /dev/null` and `tidewater run --until-caught-up` then read it in turn, {RUNS} times each, from
+copies of one slot, with the same publications and options (protocol 2, streaming, messages, text). Counted from the
+server's log line that decoding begins to the end of `pg_recvlogical`, and to the last commit in the Delta log.
+After every run of ours DuckDB compares the lake with the source."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,6 @@ def _section(
         f"{length:.0f} bytes of text.",
         f"In {seconds:.1f} s of ours the walsender used {walsender:.1f} s of processor time (beside pg_recvlogical "
         f"{alone:.1f} s), {bound}. The daemon used {daemon:.1f} s on all its threads, start and stop included, made "
-        f"{ours[-1].versions} commits and was at most {memory / 2**20:.0f} MiB resident.",
+        f"{ours[-1].versions} commits and was at most {mebibytes(memory)} resident.",
     ]
     return Section(TITLE, METHOD, [row], findings)

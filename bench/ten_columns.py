@@ -74,7 +74,7 @@ def create(postgres: Postgres, table: str, rows: int) -> None:
 
 
 def ensure(postgres: Postgres, rows: int) -> str:
-    """The name of a table with so many rows, made when first asked for. Its rows may be updated, never more nor fewer."""
+    """The name of a table with so many rows, made when first asked for. Rows may be updated, not added or deleted."""
     table = f"rows_{rows}"
     if not postgres.value("SELECT to_regclass(%s) IS NOT NULL", (table,)):
         create(postgres, table, rows)

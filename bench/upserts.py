@@ -16,7 +16,7 @@ import pyarrow.parquet
 import ten_columns
 from delta_log import Version
 from duckdb_extension import load_extension
-from measurement import Aim, Incomplete, Row, Section, median, spread
+from measurement import Aim, Incomplete, Row, Section, mebibytes, median, spread
 from postgres import DATABASE, Postgres
 from processes import Program, wait_for
 from tidewater import Installation
@@ -29,12 +29,13 @@ FLUSH = "100ms"
 SEED = 20
 
 METHOD = f"""\
-One transaction updates {UPDATES:,} rows at random keys while the daemon runs with `flush: {FLUSH}`; counted from just before COMMIT
-is sent to the version's file in the Delta log, so the wait for the flush, decoding, key look-ups, the data file, the deletion vectors
-and the commit are in it. delta-rs: a Delta table of the same rows (written by DuckDB, files of about 128 MiB), then
-`DeltaTable.merge(…).when_matched_update_all()` with {UPDATES:,} rows in memory, timed around `execute()` in a process of its own.
-In turn, {RUNS} times each, a different set of keys every time. After every run the version is read: a data file that is removed
-and does not come back under the same name with a deletion vector would count as rewritten."""
+One transaction updates {UPDATES:,} rows at random keys while the daemon runs with `flush: {FLUSH}`; counted from
+just before COMMIT is sent to the version's file in the Delta log, so the wait for the flush, decoding, key
+look-ups, the data file, the deletion vectors and the commit are in it. delta-rs: a Delta table of the same rows
+(written by DuckDB, files of about 128 MiB), then `DeltaTable.merge(…).when_matched_update_all()` with {UPDATES:,}
+rows in memory, timed around `execute()` in a process of its own. In turn, {RUNS} times each, a different set of
+keys every time. After every run the version is read: a data file that is removed and does not come back under the
+same name with a deletion vector would count as rewritten."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,16 @@ def measure(binary: Path, postgres: Postgres, place: Path, sizes: list[int]) -> 
         rows.append(
             Row(
                 f"{work}, peak resident memory",
-                f"{at.peak_memory / 2**20:.0f} MiB",
-                f"delta-rs MERGE: {memory / 2**20:.0f} MiB",
+                mebibytes(at.peak_memory),
+                f"delta-rs MERGE: {mebibytes(memory)}",
                 at.peak_memory / memory,
                 Aim("< 1 GiB", 2**30, at_least=False),
                 judged=at.peak_memory,
             )
         )
         findings.append(
-            f"{at.rows:,} rows ({at.data_bytes / 2**20:.0f} MiB of data files): Tidewater {spread(own)} s, delta-rs {spread(peer)} s in "
-            "the single runs. The daemon's peak includes the table's first load in the same process."
+            f"{at.rows:,} rows ({mebibytes(at.data_bytes)} of data files): Tidewater {spread(own)} s, delta-rs {spread(peer)} s "
+            "in the single runs. The daemon's peak includes the table's first load in the same process."
         )
     small, large = measured[0], measured[-1]
     if small is not large:
@@ -142,10 +143,8 @@ def _at_size(binary: Path, postgres: Postgres, place: Path, rows: int) -> AtSize
 def _update(postgres: Postgres, installation: Installation, keys: list[int], run: int) -> Upsert:
     before = installation.log.last()
     with postgres.connect(autocommit=False) as session:
-        session.execute(
-            f"UPDATE {installation.table} SET quantity = quantity + 1, note = 'changed in run {run}' WHERE id = ANY(%s)",
-            (keys,),
-        )
+        change = f"quantity = quantity + 1, note = 'changed in run {run}'"
+        session.execute(f"UPDATE {installation.table} SET {change} WHERE id = ANY(%s)", (keys,))
         clock = time.time()
         session.commit()
     expected = installation.log.path(before + 1)
@@ -181,7 +180,8 @@ def _write_changes(peer: Path, keys: list[int], target: Path) -> None:
     with duckdb.connect(config={"autoinstall_known_extensions": "false"}) as session:
         load_extension(session, "delta")
         rows = session.execute(
-            "SELECT * REPLACE (quantity + 1 AS quantity, 'changed' AS note) FROM delta_scan(?) WHERE id IN (SELECT unnest(?))",
+            "SELECT * REPLACE (quantity + 1 AS quantity, 'changed' AS note) FROM delta_scan(?) "
+            "WHERE id IN (SELECT unnest(?))",
             [str(peer), keys],
         ).to_arrow_table()
     pyarrow.parquet.write_table(rows, target)
