@@ -55,8 +55,17 @@ test: setup lint ## lint, the tests of every crate, and end to end with real Pos
 	@echo "make test: all passed"
 
 .PHONY: bench
-bench: setup ## micro-benchmarks
-	$(CARGO) bench --workspace --locked
+bench: bench-setup ## speed beside its peers, at most a quarter of an hour; writes bench/REPORT.md
+	$(PYTHON) bench/run.py --report bench/REPORT.md
+
+.PHONY: bench-full
+bench-full: bench-setup ## the same with larger tables, most of an hour
+	$(PYTHON) bench/run.py --full --report bench/REPORT.md
+
+.PHONY: bench-setup
+bench-setup: setup
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r bench/requirements.txt
+	$(CARGO) build --locked --release --package tidewater
 
 .PHONY: clean
 clean: ## removes what was built and installed

@@ -29,7 +29,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 /// Rows of a row group at most: what readers parallelise over and skip by.
@@ -57,7 +57,10 @@ pub(crate) struct DataFileWriter {
     counts: ColumnCounts,
     rows: u64,
     tight: bool,
-    writer: AsyncArrowWriter<BufWriter>,
+    bytes: u64,
+    /// Never locked: inside a mutex it is `Sync`, so that a table may be shared across an await of a
+    /// spawned task although Parquet's and the store's writers are only `Send`.
+    writer: Mutex<AsyncArrowWriter<BufWriter>>,
 }
 
 impl DataFileWriter {
@@ -92,7 +95,8 @@ impl DataFileWriter {
             relative,
             partition,
             schema,
-            writer,
+            bytes: 0,
+            writer: Mutex::new(writer),
         })
     }
 
@@ -106,7 +110,7 @@ impl DataFileWriter {
     }
 
     pub fn bytes(&self) -> u64 {
-        (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+        self.bytes
     }
 
     /// Appends rows (without partition columns).
@@ -114,7 +118,9 @@ impl DataFileWriter {
         // Names and nullability may differ from the declared schema in metadata only; the file has one schema.
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), batch.columns().to_vec())
             .map_err(DeltaError::arrow("give rows the table's schema"))?;
-        self.writer.write(&batch).await.map_err(data_file_error("write", &self.relative))?;
+        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner);
+        writer.write(&batch).await.map_err(data_file_error("write", &self.relative))?;
+        self.bytes = (writer.bytes_written() + writer.in_progress_size()) as u64;
         self.counts.add(&batch);
         self.rows += batch.num_rows() as u64;
         Ok(())
@@ -123,13 +129,15 @@ impl DataFileWriter {
     /// Closes the file and makes it durable.
     pub async fn finish(mut self) -> Result<(u64, Add)> {
         crash_point!("data-file-before-put");
-        let metadata = self.writer.finish().await.map_err(data_file_error("finish", &self.relative))?;
+        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let metadata = writer.finish().await.map_err(data_file_error("finish", &self.relative))?;
+        let size = i64::try_from(writer.bytes_written()).unwrap_or(i64::MAX);
         self.location.sync(&[self.location.child(&self.relative)?]).await?;
         crash_point!("data-file-after-put");
         let stats = file_stats::collect(&self.relative, &self.schema, &self.counts, &metadata, self.tight)?;
         let add = Add {
             path: self.log_path(),
-            size: i64::try_from(self.writer.bytes_written()).unwrap_or(i64::MAX),
+            size,
             partition_values: self.partition,
             modification_time: chrono::Utc::now().timestamp_millis(),
             data_change: true,

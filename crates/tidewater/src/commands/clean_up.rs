@@ -14,9 +14,10 @@ pub(super) async fn clean_up(config: &Config, name: &str, json: bool) -> Result<
         })
     };
     let database = at_address().find(|(known, _)| *known == name).map(|(_, database)| database);
-    let database = database.ok_or_else(|| CommandError::UnknownDatabase {
-        database: name.to_owned(),
-        known: at_address().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
+    let database = database.ok_or_else(|| {
+        let known: Vec<_> = at_address().map(|(name, _)| name.as_str()).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        CommandError::UnknownDatabase { database: name.to_owned(), known }
     })?;
     let failed = |source| CommandError::Source { database: name.to_owned(), source };
     let source = database.source_config().map_err(failed)?;

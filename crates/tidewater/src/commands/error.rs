@@ -57,7 +57,7 @@ pub enum CommandError {
     /// A query failed.
     #[error("the query cannot be answered")]
     #[diagnostic(code(tidewater::sql))]
-    Sql(#[from] LakeSqlError),
+    Sql(#[source] Box<LakeSqlError>),
     /// A source cannot be worked on.
     #[error("database `{database}` cannot be worked on")]
     #[diagnostic(code(tidewater::source), help("`tidewater doctor` says what is wrong with it"))]
@@ -122,6 +122,13 @@ pub enum CommandError {
     Prompt(#[from] rustyline::error::ReadlineError),
 }
 
+/// Boxed, because it is by far the largest.
+impl From<LakeSqlError> for CommandError {
+    fn from(error: LakeSqlError) -> Self {
+        CommandError::Sql(Box::new(error))
+    }
+}
+
 impl CommandError {
     /// What the process exits with: 2 where the command or the configuration is wrong, 1 where the work failed.
     pub fn exit_code(&self) -> u8 {
@@ -139,7 +146,8 @@ impl CommandError {
     pub fn is_closed_output(&self) -> bool {
         let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
         match self {
-            CommandError::Terminal(error) | CommandError::Sql(LakeSqlError::Output(error)) => broken(error),
+            CommandError::Terminal(error) => broken(error),
+            CommandError::Sql(error) => matches!(&**error, LakeSqlError::Output(error) if broken(error)),
             _ => false,
         }
     }

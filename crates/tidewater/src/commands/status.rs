@@ -53,7 +53,8 @@ fn table(report: &StatusReport) -> String {
     text.push_str(&columns(&rows));
     for row in &report.tables {
         if let Some(error) = &row.error {
-            text.push_str(&format!("{}.{}: {}\n", row.database, row.table, printable(error)));
+            text.push_str(&printable(&format!("{}.{}: {error}", row.database, row.table)));
+            text.push('\n');
         }
     }
     text

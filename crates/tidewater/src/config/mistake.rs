@@ -44,7 +44,7 @@ pub enum ConfigError {
         limit: u64,
     },
     /// The file was read and says something wrong.
-    #[error("{} has {count} of them to mend", file, count = count_of(mistakes))]
+    #[error("{file} cannot be used: it has {count}", count = count_of(mistakes))]
     #[diagnostic(code(tidewater::config::invalid))]
     Invalid {
         /// the file as named by the user
@@ -221,7 +221,7 @@ pub(super) fn is_secret_name(key: &str) -> bool {
 pub(super) fn secret_scalars(node: &Node, secret: bool, found: &mut Vec<Range<usize>>) {
     match &node.content {
         Content::Null => {}
-        Content::Scalar(_) if secret => found.push(node.span.clone()),
+        Content::Scalar(text) if secret && !names_where(text) => found.push(node.span.clone()),
         Content::Scalar(_) => {}
         Content::Sequence(items) => items.iter().for_each(|item| secret_scalars(item, secret, found)),
         Content::Mapping(entries) => {
@@ -278,17 +278,27 @@ fn secret_value_start(line: &str) -> Option<usize> {
         if is_secret_name(name) && !names_where(value) {
             return Some(colon + 1);
         }
-        from = colon + 1;
+        // The name of a variable may itself look like a secret's.
+        let expression =
+            value.trim_start_matches([' ', '"', '\'']).starts_with("${").then(|| value.find('}'));
+        from = colon + 1 + expression.flatten().unwrap_or(0);
     }
     None
 }
 
-/// Whether a value only says where the secret is: `{file: …}` or a variable without a default.
+/// Whether a value only says where the secret is: `{file: …}` or a variable without a default, and nothing after it.
 fn names_where(value: &str) -> bool {
-    let value = value.trim().trim_matches(['"', '\'']);
-    let variable = value.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
-    let file = value.strip_prefix('{').map(str::trim_start).is_some_and(|rest| rest.starts_with("file:"));
-    file || variable.is_some_and(|name| !name.contains([':', '}']) || name.contains(":?"))
+    let value = value.trim_start();
+    if value.strip_prefix('{').map(str::trim_start).is_some_and(|rest| rest.starts_with("file:")) {
+        return true;
+    }
+    let variable =
+        value.trim_start_matches(['"', '\'']).strip_prefix("${").and_then(|rest| rest.split_once('}'));
+    variable.is_some_and(|(name, after)| {
+        let after = after.trim_start_matches(['"', '\'']).trim();
+        (!name.contains(':') || name.contains(":?"))
+            && (after.is_empty() || after.starts_with([',', '}', '#']))
+    })
 }
 
 /// The bytes of passwords in `scheme://user:password@host`.
@@ -354,6 +364,8 @@ mod tests {
             "url: \"postgres://me:hunt@hunter2@host/db\"\n",
             "url: postgres://me@host/db?a=1&password=hunter2&b=2\n",
             "password: ${PW:-hunter2}\n",
+            "password: ${PW}hunter2\n",
+            "a: {password: ${PW}, token: hunter2}\n",
         ] {
             assert!(!masked(source).contains("hunter2"), "{}", masked(source));
         }
@@ -361,7 +373,11 @@ mod tests {
 
     #[test]
     fn what_only_says_where_a_secret_is_stays_readable() {
-        for source in ["password: {file: ./pw}\n", "password: \"${PW:?set it}\"\n", "password: ${PW}\n"] {
+        for source in [
+            "password: {file: ./pw}\n",
+            "password: \"${PW:?set it}\"\n",
+            "a: {password: \"${MY_PASSWORD:?set it}\", b: c}\n",
+        ] {
             assert_eq!(masked(source), source);
         }
         let keys = "primary_key: [user_id]\nkey_file: key.pem\naccess_key_id: AK\n";

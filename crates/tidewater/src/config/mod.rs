@@ -157,3 +157,83 @@ fn read_bounded(path: &Path) -> Result<String, ConfigError> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Every place where a secret can stand, directly or through the environment.
+    const SECRETS_EVERYWHERE: &str = r#"
+version: 1
+lake:
+  uri: s3://bucket/lake
+  options: {endpoint: "http://127.0.0.1:9000", secret_access_key: "SECRET", session: "${SECRET}"}
+databases:
+  a: {url: "postgres://me:${SECRET}@host/db"}
+  b: {url: "postgres://me@host/db", password: 'SECRET'}
+  c: {core: {password: "x${SECRET}"}}
+listen:
+  token: "SECRET"
+"#;
+
+    fn load(source: &str, secret: &str) -> Result<Config, ConfigError> {
+        let variable = |name: &str| (name == "SECRET").then(|| secret.to_owned());
+        let surroundings = Surroundings { folder: "/site".into(), variable: &variable };
+        Config::from_source("tidewater.yaml", source, &surroundings)
+    }
+
+    /// Everything that a person or a log could get to see of a load's outcome.
+    fn shown(loaded: Result<Config, ConfigError>) -> String {
+        match loaded {
+            Ok(config) => [
+                format!("{config:?}"),
+                serde_json::to_string(&config).unwrap(),
+                serde_saphyr::to_string(&config).unwrap(),
+            ]
+            .concat(),
+            Err(error) => [error.to_string(), format!("{:?}", miette::Report::new(error))].concat(),
+        }
+    }
+
+    #[test]
+    fn paths_count_from_the_files_folder_and_defaults_are_filled_in() {
+        let config = load("version: 1\nlake: {uri: ./lake}\n", "").unwrap();
+        assert_eq!(config.lake.uri.as_str(), "/site/lake");
+        assert_eq!(config.control_socket(), Path::new("/site/.tidewater/control.sock"));
+        assert_eq!(config.listen.http.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.flush_policy("any"), FlushPolicy::default());
+    }
+
+    #[test]
+    fn what_a_variable_holds_cannot_change_the_files_structure() {
+        let source = "version: 1\nlake: {uri: \"${SECRET}\"}\n";
+        let config = load(source, "x\", retention: 1d}\nlisten: {http: \"0.0.0.0:1").unwrap();
+        assert_eq!(config.lake.retention, lake::week());
+        assert!(config.listen.http.ip().is_loopback());
+    }
+
+    #[test]
+    fn one_flush_counts_for_all_entries_of_a_database() {
+        let source = "version: 1\nlake: {uri: l}\ndatabases: {d: {core: {}}}\nto_lake:\n  \
+                      - {database: d, tables: [\"a.*\"]}\n  - {database: d, tables: [\"b.*\"], flush: 3s}\n";
+        let config = load(source, "").unwrap();
+        assert_eq!(config.to_lake[0].flush, Some(Period::from_secs(3)));
+    }
+
+    proptest! {
+        /// With any one line broken off or doubled, the file is right or wrong in many ways; the secret shows in none.
+        #[test]
+        fn a_secret_is_never_shown(secret in "[A-Z]{3}[a-zA-Z0-9]{6,20}", line in 0usize..12, cut in 0usize..90) {
+            let source = SECRETS_EVERYWHERE.replace("\"SECRET\"", &format!("\"{secret}\"")).replace("'SECRET'", &format!("'{secret}'"));
+            prop_assert!(!shown(load(&source, &secret)).contains(&secret));
+            let mut lines: Vec<&str> = source.lines().collect();
+            let broken = lines[line].get(..cut).unwrap_or(lines[line]).to_owned();
+            let doubled = lines[line].to_owned();
+            lines.insert(line, &doubled);
+            prop_assert!(!shown(load(&lines.join("\n"), &secret)).contains(&secret));
+            lines[line] = &broken;
+            prop_assert!(!shown(load(&lines.join("\n"), &secret)).contains(&secret));
+        }
+    }
+}

@@ -144,11 +144,25 @@ impl<'a> NodeReader<'a> {
     fn owner_span(&self) -> Range<usize> {
         match (&self.node.content, self.key) {
             (Content::Mapping(_) | Content::Sequence(_) | Content::Null, Some(key)) => key.span.clone(),
-            _ => self.node.span.clone(),
+            _ => self.node.first_span(),
         }
     }
 
     fn wrong_value(&self, expected: &str) -> Mistake {
+        let label = format!("expected {expected}");
+        match (&self.node.content, self.key) {
+            (Content::Null, None) => {
+                return Mistake::new("tidewater::config::empty", self.owner_span(), "the file says nothing")
+                    .label("`version: 1` belongs here")
+                    .help("`tidewater init` writes a file to begin with");
+            }
+            // A mapping whose keys are right one by one, and not together.
+            (Content::Mapping(_), Some(key)) => {
+                let message = format!("`{}` cannot be what it says", key.name);
+                return Mistake::new("tidewater::config::bad_value", self.owner_span(), message).label(label);
+            }
+            _ => {}
+        }
         let place = self.key.map_or_else(String::new, |key| format!(" for `{}`", key.name));
         let found = match &self.node.content {
             Content::Null => "nothing".to_owned(),
@@ -168,7 +182,7 @@ impl<'a> NodeReader<'a> {
             self.owner_span(),
             format!("{found} is not possible{place}"),
         )
-        .label(format!("expected {expected}"))
+        .label(label)
     }
 
     /// The node's scalar with variables filled in.
@@ -220,7 +234,7 @@ impl<'a> NodeReader<'a> {
             _ => return Err(ReadError::Expected(visitor.to_string()).place(*self)),
         };
         let reader = NodeReader { node: file, key: Some(key), surroundings: self.surroundings };
-        let path = self.surroundings.folder.join(reader.scalar(&"the path of a file")?);
+        let path = PathBuf::from(self.surroundings.absolute(&reader.scalar(&"the path of a file")?));
         read_secret(&path).map_err(|cause| {
             let message = format!("the secret in {} cannot be read: {cause}", path.display());
             let mistake = Mistake::new("tidewater::config::secret_file", file.span.clone(), message)

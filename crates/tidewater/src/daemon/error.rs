@@ -120,6 +120,9 @@ pub enum SyncError {
         #[source]
         source: wal_decoder::BindError,
     },
+    /// Tables came, went or were renamed.
+    #[error("there are other tables to sync now")]
+    TablesChanged,
     /// A spool file cannot be written or read.
     #[error("cannot use the spool under `state_dir`: check its disk")]
     Spool(#[source] io::Error),
@@ -144,10 +147,16 @@ impl SyncError {
             SyncError::Lake(error) => !halts_table(error),
             SyncError::LakeState { .. }
             | SyncError::ShapeChanged { .. }
+            | SyncError::TablesChanged
             | SyncError::Spool(_)
             | SyncError::WriterGone => true,
             _ => false,
         }
+    }
+
+    /// Nothing is wrong; the source has changed, and the sync starts again to follow it.
+    pub fn is_a_new_plan(&self) -> bool {
+        matches!(self, SyncError::ShapeChanged { .. } | SyncError::TablesChanged)
     }
 }
 

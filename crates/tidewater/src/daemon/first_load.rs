@@ -65,8 +65,6 @@ pub struct Loaded {
     pub table: MirrorTable,
     /// The consistent point: every later transaction is the stream's.
     pub snapshot: Lsn,
-    /// Rows copied.
-    pub rows: u64,
 }
 
 /// What one COPY reads.
@@ -224,7 +222,7 @@ async fn share(
     let spec = super::commit_info::of_load(&table.request.app_id, position, rows);
     let mirror = load.commit(finished, &spec).await?;
     tracing::info!(table = %table.request.planned.name, rows, version = mirror.version(), "load is in the lake");
-    Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, snapshot: position, rows }))
+    Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, snapshot: position }))
 }
 
 async fn copy(

@@ -213,15 +213,6 @@ impl Router {
         self.bytes_since_cut
     }
 
-    /// Bytes set aside: transactions in progress and tables being loaded.
-    pub fn spooled_bytes(&self) -> u64 {
-        let tables = self.tables.values().filter_map(|table| match &table.stage {
-            Stage::Loading { spool } => Some(spool.bytes()),
-            _ => None,
-        });
-        tables.sum::<u64>() + self.in_progress.values().map(|open| open.spool.bytes()).sum::<u64>()
-    }
-
     /// The next message of the stream.
     pub fn message(&mut self, bytes: &Bytes) -> Result<Step, SyncError> {
         let message = pgoutput::parse(bytes, self.chunk.is_some())?;

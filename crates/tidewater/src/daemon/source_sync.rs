@@ -18,11 +18,11 @@ use super::sync_state::{Discontinuity, SyncState};
 use super::table_writer::{Shown, TableWriter};
 use super::{RunOptions, SyncError};
 use crate::config::{FlushPolicy, ToLake};
-use crate::status::{StatusBoard, TableState};
-use delta_writer::{Lake, MirrorTable, TableDefinition, TableLocation, WriterOptions};
+use crate::status::StatusBoard;
+use delta_writer::{Lake, MirrorTable, TableDefinition, WriterOptions};
 use globset::GlobSet;
-use postgres_connector::{ReplicationSession, SlotOptions, SlotStatus, SourceConfig, StreamOptions};
-use std::collections::HashMap;
+use postgres_connector::{Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, StreamOptions};
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,9 @@ use wal_decoder::{Lsn, TypeCatalog};
 /// How long another walsender may hold the slot before it counts as a second daemon: a killed daemon's
 /// walsender notices the closed socket within this.
 const SLOT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often an empty database is looked at again.
+const TABLES_EVERY: Duration = Duration::from_secs(2);
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
@@ -79,6 +82,10 @@ impl SourceSync {
             if !error.is_passing() {
                 return Err(error);
             }
+            if error.is_a_new_plan() {
+                tracing::info!(database = %self.database, reason = %error_chain(&error), "planning anew");
+                continue;
+            }
             if began.elapsed() > LONGEST_RETRY {
                 wait = FIRST_RETRY;
             }
@@ -106,19 +113,10 @@ impl SourceSync {
 
     async fn prepare_and_follow(&self, tasks: &TaskTracker) -> Result<(), SyncError> {
         let mut client = postgres_connector::connect(&self.source).await?;
-        let types = Arc::new(TypeCatalog::new(postgres_connector::read_types(&client).await?));
-        let found =
-            postgres_connector::list_tables(&client, &selection(&self.entries)?, &GlobSet::empty()).await?;
-        for skipped in &found.skipped {
-            tracing::warn!(database = %self.database, table = format!("{}.{}", skipped.schema, skipped.name), reason = %skipped.reason, "not synced");
-        }
-        let planned = plan_tables(&self.database, &self.entries, found.tables, types)?;
-        if planned.is_empty() {
-            return Err(SyncError::configuration(format!(
-                "no table of database `{}` matches `to_lake`; `tidewater doctor` lists what is there",
-                self.database
-            )));
-        }
+        let planned = match self.plan(&client).await? {
+            planned if !planned.is_empty() => planned,
+            _ => return self.wait_for_tables(&client).await,
+        };
         let names = postgres_connector::publication_names(&self.instance, &self.database);
         let (inserts_only, keyed): (Vec<_>, Vec<_>) =
             planned.iter().partition(|table| table.inserts_only.is_some());
@@ -155,16 +153,57 @@ impl SourceSync {
         self.board.update_source(&self.database, |source| {
             source.connected = true;
             source.error = None;
+            source.waiting = None;
             source.slot = Some(slot.clone());
         });
         let sync = StreamLoop::new(self.clone(), stream, client, state, slot, opened, target);
         sync.run().await
     }
 
+    /// The tables to sync, as the catalog has them now.
+    async fn plan(&self, client: &Client) -> Result<Vec<PlannedTable>, SyncError> {
+        let types = Arc::new(TypeCatalog::new(postgres_connector::read_types(client).await?));
+        let found =
+            postgres_connector::list_tables(client, &selection(&self.entries)?, &GlobSet::empty()).await?;
+        for skipped in &found.skipped {
+            let table = format!("{}.{}", skipped.schema, skipped.name);
+            tracing::debug!(database = %self.database, %table, reason = %skipped.reason, "not synced");
+        }
+        plan_tables(&self.database, &self.entries, found.tables, types)
+    }
+
+    /// Which tables there are to sync, to notice when that changes.
+    pub async fn table_names(&self, client: &Client) -> Result<BTreeSet<(u32, String)>, SyncError> {
+        Ok(self.plan(client).await?.into_iter().map(|table| (table.relation, table.name)).collect())
+    }
+
+    /// A database may be empty yet: its first tables start the sync.
+    async fn wait_for_tables(&self, client: &Client) -> Result<(), SyncError> {
+        let waiting = "no table matches `to_lake` yet".to_owned();
+        tracing::warn!(database = %self.database, "{waiting}; looking again every {TABLES_EVERY:?}");
+        self.board.update_source(&self.database, |source| {
+            source.connected = true;
+            source.error = None;
+            source.waiting = Some(waiting);
+        });
+        if self.options.until_caught_up {
+            return Ok(());
+        }
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(TABLES_EVERY) => {}
+            }
+            if !self.table_names(client).await?.is_empty() {
+                return Err(SyncError::TablesChanged);
+            }
+        }
+    }
+
     /// The generation whose slot is there, made when there is none or it has lost its WAL.
     async fn ensure_slot(
         &self,
-        client: &postgres_connector::Client,
+        client: &Client,
         state: &SyncState,
         system_identifier: &str,
     ) -> Result<u32, SyncError> {
@@ -237,6 +276,7 @@ impl SourceSync {
         let mut opened = OpenedTables {
             router: Router::new(self.state_dir.join("spool")),
             tables: HashMap::new(),
+            names: planned.iter().map(|table| (table.relation, table.name.clone())).collect(),
             to_load: Vec::new(),
             tasks: tasks.clone(),
             first_cut: Lsn::ZERO,
@@ -342,6 +382,8 @@ pub struct OpenedTables {
     pub router: Router,
     /// Every table of the plan.
     pub tables: HashMap<u32, LiveTable>,
+    /// All tables of the plan.
+    pub names: BTreeSet<(u32, String)>,
     /// Which of them have to be loaded.
     pub to_load: Vec<u32>,
     /// The tables' tasks.

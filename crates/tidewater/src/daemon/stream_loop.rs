@@ -25,7 +25,7 @@ use delta_writer::{MirrorTable, TableDefinition, TableLocation, WriterOptions};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use postgres_connector::{Client, Event, LogicalStream};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
@@ -130,6 +130,8 @@ pub struct StreamLoop {
     load_slot: String,
     router: Router,
     tables: HashMap<u32, LiveTable>,
+    /// The plan that this loop follows.
+    names: BTreeSet<(u32, String)>,
     to_load: Vec<u32>,
     loads: JoinSet<Result<(), LoadFailed>>,
     loaded: (mpsc::Sender<Loaded>, mpsc::Receiver<Loaded>),
@@ -162,6 +164,7 @@ impl StreamLoop {
             load_slot: format!("{}_load", slot.chars().take(58).collect::<String>()),
             router: opened.router,
             tables: opened.tables,
+            names: opened.names,
             to_load: opened.to_load,
             first_cut: opened.first_cut,
             sync,
@@ -585,7 +588,8 @@ impl StreamLoop {
         Ok(())
     }
 
-    /// What the slot retains at the source; and a heartbeat, so that WAL of other databases does not pile up behind an idle slot.
+    /// What the slot retains at the source, and whether there are other tables now; and a heartbeat, so
+    /// that WAL of other databases does not pile up behind an idle slot.
     async fn look_at_source(&mut self) -> Result<(), SyncError> {
         let slots =
             postgres_connector::list_slots(&self.client, &self.sync.instance, &self.sync.database).await?;
@@ -596,6 +600,9 @@ impl StreamLoop {
             self.sync
                 .board
                 .update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
+        }
+        if self.sync.table_names(&self.client).await? != self.names {
+            return Err(SyncError::TablesChanged);
         }
         if self.oldest_commit.is_none() {
             postgres_connector::heartbeat(&self.client).await?;
