@@ -104,9 +104,9 @@ impl Config {
 
     fn from_source(file: &str, source: &str, surroundings: &Surroundings<'_>) -> Result<Config, ConfigError> {
         let tree = document::Node::parse(source)
-            .map_err(|mistake| mistake::report(file, source, None, vec![mistake]))?;
+            .map_err(|mistake| mistake::report(file, source, None, vec![*mistake]))?;
         let mut config: Config = reader::read(&tree, surroundings)
-            .map_err(|mistake| mistake::report(file, source, Some(&tree), vec![mistake]))?;
+            .map_err(|mistake| mistake::report(file, source, Some(&tree), vec![*mistake]))?;
         let mistakes = checks::check(&config, &tree);
         config.fill_in(surroundings);
         if mistakes.is_empty() {
