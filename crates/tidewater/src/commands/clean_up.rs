@@ -19,7 +19,7 @@ pub(super) async fn clean_up(config: &Config, name: &str, json: bool) -> Result<
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         CommandError::UnknownDatabase { database: name.to_owned(), known }
     })?;
-    let failed = |source| CommandError::Source { database: name.to_owned(), source };
+    let failed = |source| CommandError::Source { database: name.to_owned(), source: Box::new(source) };
     let source = database.source_config().map_err(failed)?;
     let removed = postgres_connector::cleanup(&source, &config.instance, name).await.map_err(failed)?;
 

@@ -51,7 +51,7 @@ async fn lake(config: &Config) -> Finding {
 }
 
 async fn source(config: &Config, name: &str, database: &UrlDatabase) -> Result<Vec<Finding>, CommandError> {
-    let failed = |source| CommandError::Source { database: name.to_owned(), source };
+    let failed = |source| CommandError::Source { database: name.to_owned(), source: Box::new(source) };
     let source = database.source_config().map_err(failed)?;
     match preflight(&source, &config.instance, name, &requested(config, name)).await {
         Ok(findings) => Ok(findings),

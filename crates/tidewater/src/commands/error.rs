@@ -28,7 +28,7 @@ impl Outcome {
     }
 }
 
-/// A command that did not do its work.
+/// A command that did not do its work. Large causes are boxed.
 #[derive(Debug, thiserror::Error, Diagnostic)]
 pub enum CommandError {
     /// The configuration cannot be used.
@@ -53,7 +53,7 @@ pub enum CommandError {
         code(tidewater::run),
         help("`tidewater doctor` looks at sources and lake and says how to mend what it finds")
     )]
-    Daemon(#[from] DaemonError),
+    Daemon(#[source] Box<DaemonError>),
     /// A query failed.
     #[error("the query cannot be answered")]
     #[diagnostic(code(tidewater::sql))]
@@ -65,7 +65,7 @@ pub enum CommandError {
         /// its name in the configuration, or its place
         database: String,
         /// what the connector said
-        source: postgres_connector::Error,
+        source: Box<postgres_connector::Error>,
     },
     /// The name is not in the configuration.
     #[error("there is no database `{database}` at an address in the configuration")]
@@ -122,7 +122,12 @@ pub enum CommandError {
     Prompt(#[from] rustyline::error::ReadlineError),
 }
 
-/// Boxed, because it is by far the largest.
+impl From<DaemonError> for CommandError {
+    fn from(error: DaemonError) -> Self {
+        CommandError::Daemon(Box::new(error))
+    }
+}
+
 impl From<LakeSqlError> for CommandError {
     fn from(error: LakeSqlError) -> Self {
         CommandError::Sql(Box::new(error))
@@ -136,8 +141,8 @@ impl CommandError {
             CommandError::Config(_)
             | CommandError::Telemetry(TelemetryError::Filter { .. })
             | CommandError::UnknownDatabase { .. }
-            | CommandError::Exists { .. }
-            | CommandError::Daemon(DaemonError::Configuration(_)) => 2,
+            | CommandError::Exists { .. } => 2,
+            CommandError::Daemon(error) if matches!(**error, DaemonError::Configuration(_)) => 2,
             _ => 1,
         }
     }

@@ -62,8 +62,8 @@ pub(super) async fn init(path: &Path, from: Option<&str>) -> Result<Outcome, Com
 
 async fn proposal(url: &str) -> Result<String, CommandError> {
     let config = SourceConfig::from_url(url, None, None, None)
-        .map_err(|source| CommandError::Source { database: "--from".to_owned(), source })?;
-    let failed = |source| CommandError::Source { database: config.place(), source };
+        .map_err(|source| CommandError::Source { database: "--from".to_owned(), source: Box::new(source) })?;
+    let failed = |source| CommandError::Source { database: config.place(), source: Box::new(source) };
     let client = connect(&config).await.map_err(failed)?;
     let all = Glob::new("*").and_then(|glob| GlobSet::builder().add(glob).build()).unwrap_or_default();
     let listing = list_tables(&client, &all, &GlobSet::empty()).await.map_err(failed)?;

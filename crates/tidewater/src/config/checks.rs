@@ -25,12 +25,12 @@ pub(super) fn check(config: &Config, tree: &Node) -> Vec<Mistake> {
     check.core();
     check.databases();
     for (at, entry) in config.to_lake.iter().enumerate() {
-        check.to_lake(&at.to_string(), entry);
+        check.lake_entry(&at.to_string(), entry);
     }
     check.tables_claimed_twice();
     check.one_flush_per_database();
     for (at, entry) in config.to_postgres.iter().enumerate() {
-        check.to_postgres(&at.to_string(), entry);
+        check.served_table(&at.to_string(), entry);
     }
     check.mistakes
 }
@@ -137,7 +137,7 @@ impl Check<'_> {
         }
     }
 
-    fn to_lake(&mut self, at: &str, entry: &ToLake) {
+    fn lake_entry(&mut self, at: &str, entry: &ToLake) {
         self.known_database(&["to_lake", at, "database"], &entry.database);
         if entry.tables.is_empty() {
             self.wrong(
@@ -234,7 +234,7 @@ impl Check<'_> {
         }
     }
 
-    fn to_postgres(&mut self, at: &str, entry: &ToPostgres) {
+    fn served_table(&mut self, at: &str, entry: &ToPostgres) {
         let config = self.config;
         self.known_database(&["to_postgres", at, "database"], &entry.database);
         if entry.table.is_some() == entry.uri.is_some() {

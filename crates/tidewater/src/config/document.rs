@@ -33,13 +33,13 @@ pub(super) struct Key {
 
 impl Node {
     /// Parses one YAML document.
-    pub(super) fn parse(source: &str) -> Result<Node, Mistake> {
+    pub(super) fn parse(source: &str) -> Result<Node, Box<Mistake>> {
         let options = serde_saphyr::options! {
             duplicate_keys: DuplicateKeyPolicy::Error,
             with_snippet: false,
         };
         let raw: Spanned<RawNode> = serde_saphyr::from_str_with_options(source, options)
-            .map_err(|error| Mistake::from_yaml(&error, source))?;
+            .map_err(|error| Box::new(Mistake::from_yaml(&error, source)))?;
         Ok(raw_to_node(raw, source))
     }
 

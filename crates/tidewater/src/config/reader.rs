@@ -36,9 +36,9 @@ pub(super) struct Surroundings<'a> {
 pub(super) fn read<'a, T: de::Deserialize<'a>>(
     node: &'a Node,
     surroundings: &'a Surroundings<'a>,
-) -> Result<T, Mistake> {
+) -> Result<T, Box<Mistake>> {
     let reader = NodeReader { node, key: None, surroundings };
-    T::deserialize(reader).map_err(|error| error.into_mistake(reader))
+    T::deserialize(reader).map_err(|error| Box::new(error.into_mistake(reader)))
 }
 
 /// An error on its way out, placed as soon as a node with a span sees it.
