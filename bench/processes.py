@@ -68,14 +68,16 @@ class Program:
         return self._ended
 
     def wait(self, limit: float = LONGEST_RUN, meanwhile: Callable[[], None] = lambda: None) -> Ended:
-        """Until it ends; `meanwhile` is called every few hundredths of a second."""
+        """Until it ends; `meanwhile` is called every few hundredths of a second. Whatever happens, it does not go on."""
         deadline = time.monotonic() + limit
-        while (ended := self.poll()) is None:
-            if time.monotonic() > deadline:
-                self.kill()
-                raise Incomplete(f"{self.name} did not end within {limit:.0f} s\n{self.tail()}")
-            meanwhile()
-            time.sleep(POLL)
+        try:
+            while (ended := self.poll()) is None:
+                if time.monotonic() > deadline:
+                    raise Incomplete(f"{self.name} did not end within {limit:.0f} s\n{self.tail()}")
+                meanwhile()
+                time.sleep(POLL)
+        finally:
+            self.kill()
         return ended
 
     def finish(self, limit: float = LONGEST_RUN, meanwhile: Callable[[], None] = lambda: None) -> Ended:

@@ -67,7 +67,7 @@ class Installation:
         command = [self._binary, "--config", self._configuration, "run", *arguments]
         return Program(command, self.place / "tidewater.log", cwd=self.place)
 
-    def catch_up(self, limit: float = 600.0) -> CaughtUp:
+    def catch_up(self, limit: float = 300.0) -> CaughtUp:
         """Brings the lake up to the source's present position."""
         before, logged = self.log.last(), self.postgres.log_position()
         walsender = ProcessorTime()
