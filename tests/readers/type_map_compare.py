@@ -56,7 +56,8 @@ def _is_mirror_of(folder, table):
     # The name in the metadata tells apart two tables that wanted one folder.
     from deltalake import DeltaTable
 
-    return DeltaTable(folder).metadata().configuration.get("tidewater.source_name", table) == table
+    name = DeltaTable(folder).metadata().configuration.get("tidewater.source_name", table)
+    return name == table or name.endswith(f".{table}")
 
 
 def ask(**request):

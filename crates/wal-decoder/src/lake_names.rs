@@ -20,6 +20,24 @@ pub fn folder_name(source: &str) -> String {
         .collect()
 }
 
+/// The folders of a database's tables, `[schema, table]` for each `(schema, table)` in order.
+///
+/// Two that are equal ignoring case could not be told apart where file names ignore it: the first keeps
+/// its name, each later one's table folder gets `_` and six hex digits of its name's SHA-256.
+pub fn table_folders(tables: &[(&str, &str)]) -> Vec<[String; 2]> {
+    let mut taken = HashSet::with_capacity(tables.len());
+    tables
+        .iter()
+        .map(|(schema, table)| {
+            let (schema_folder, clean) = (folder_name(schema), folder_name(table));
+            let chosen = first_free(&clean, table, |chosen| {
+                taken.insert(format!("{schema_folder}/{chosen}").to_lowercase())
+            });
+            [schema_folder, chosen]
+        })
+        .collect()
+}
+
 /// The columns of a table in the lake, in the order of `source`.
 ///
 /// Characters that Delta's readers refuse in column names become `_`. Names that are equal ignoring case
@@ -29,17 +47,7 @@ pub fn lake_column_names(source: &[String]) -> Vec<String> {
     let mut taken = HashSet::with_capacity(source.len());
     source
         .iter()
-        .map(|name| {
-            let clean = clean_column_name(name);
-            let mut chosen = clean.clone();
-            // Six digits may meet a column that is really called so: then more of them are taken.
-            let mut digits = 6;
-            while !taken.insert(chosen.to_lowercase()) {
-                chosen = format!("{clean}_{}", hash_digits(name, digits));
-                digits += 2;
-            }
-            chosen
-        })
+        .map(|name| first_free(&clean_column_name(name), name, |chosen| taken.insert(chosen.to_lowercase())))
         .collect()
 }
 
@@ -51,6 +59,18 @@ fn clean_column_name(name: &str) -> String {
             },
         )
         .collect()
+}
+
+/// `clean` if it is free, else with digits of the hash of `name` behind it. Six digits may meet a name
+/// that really is so: then more of them are taken.
+fn first_free(clean: &str, name: &str, mut take: impl FnMut(&str) -> bool) -> String {
+    let mut chosen = clean.to_owned();
+    let mut digits = 6;
+    while !take(&chosen) {
+        chosen = format!("{clean}_{}", hash_digits(name, digits));
+        digits += 2;
+    }
+    chosen
 }
 
 fn hash_digits(name: &str, digits: usize) -> String {
@@ -86,6 +106,22 @@ mod tests {
         // printf %s ID | sha256sum, and so on
         assert_eq!(columns(&["id", "ID"]), ["id", "ID_384397"]);
         assert_eq!(columns(&["a b", "a_b", "a,b"]), ["a_b", "a_b_648fa9", "a_b_1eb7c5"]);
+    }
+
+    #[test]
+    fn tables_that_differ_in_case_get_folders_of_their_own() {
+        let folders = table_folders(&[
+            ("public", "Orders"),
+            ("public", "orders"),
+            ("other", "orders"),
+            ("p", "a b"),
+            ("p", "a_b"),
+        ]);
+        assert_eq!(folders[0], ["public", "Orders"]);
+        assert_eq!(folders[1], ["public".to_owned(), format!("orders_{}", hash_digits("orders", 6))]);
+        assert_eq!(folders[2], ["other", "orders"]);
+        assert_eq!(folders[3], ["p", "a_b"]);
+        assert!(folders[4][1].starts_with("a_b_") && folders[4][1].len() == "a_b_".len() + 6);
     }
 
     #[test]

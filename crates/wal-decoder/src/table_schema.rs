@@ -42,6 +42,8 @@ impl TableSchema {
     }
 }
 
+/// The original name travels along, as readers of the lake's metadata know it.
 fn field(column: &ColumnSpec) -> Field {
-    Field::new(&column.lake_name, column.pg_type.arrow_type(), true)
+    let origin = [("tidewater.source_name".to_owned(), column.source_name.clone())];
+    Field::new(&column.lake_name, column.pg_type.arrow_type(), true).with_metadata(origin.into())
 }

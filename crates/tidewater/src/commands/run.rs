@@ -18,7 +18,8 @@ const INTERRUPTED: i32 = 130;
 pub(super) async fn run(config: Config, until_caught_up: bool) -> Result<Outcome, CommandError> {
     let _lock = StateLock::take(&config.state_dir)?;
     let shutdown = CancellationToken::new();
-    let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let signals =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     let board = StatusBoard::new();
     let stop_serving = shutdown.child_token();
     serve(&config, &board, &stop_serving).await?;
@@ -47,11 +48,19 @@ async fn serve(config: &Config, board: &StatusBoard, stop: &CancellationToken) -
 }
 
 /// The first SIGINT or SIGTERM asks for an orderly end; the second does not wait for it.
-async fn stop_on_signal((mut interrupt, mut terminate): (Signal, Signal), shutdown: CancellationToken) {
+async fn stop_on_signal(
+    (mut interrupt, mut terminate, mut hang_up): (Signal, Signal, Signal),
+    shutdown: CancellationToken,
+) {
     let mut next = async || {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return,
+                _ = terminate.recv() => return,
+                _ = hang_up.recv() => {
+                    tracing::warn!("reloading is not available in this version: restart to take up changes of the configuration");
+                }
+            }
         }
     };
     next().await;

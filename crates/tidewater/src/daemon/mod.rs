@@ -21,7 +21,7 @@ mod table_writer;
 
 pub use error::{DaemonError, SyncError, error_chain};
 
-use crate::config::{Config, Mode, SchemaChanges};
+use crate::config::{Config, Durability, Mode, Mount, SchemaChanges};
 use crate::status::StatusBoard;
 use postgres_connector::SourceConfig;
 use source_sync::SourceSync;
@@ -121,6 +121,20 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
     }
     if config.listen.lake_sql.is_some() {
         return not_built("`listen.lake_sql`");
+    }
+    if config.listen.tls.is_some() {
+        return not_built("`listen.tls`");
+    }
+    if let Some(core) = &config.core {
+        if core.storage.is_object_store() {
+            return not_built("`core.storage` in an object store");
+        }
+        if core.tls.is_some() || !core.keepers.is_empty() || core.keeper.is_some() {
+            return not_built("`core.tls`, `core.keeper` and `core.keepers`");
+        }
+        if core.durability != Durability::default() || core.mount != Mount::default() {
+            return not_built("`core.durability` and `core.mount`");
+        }
     }
     for entry in &config.to_lake {
         if entry.mode != Mode::Mirror {

@@ -7,7 +7,7 @@ use super::SyncError;
 use crate::config::{self, ToLake};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use postgres_connector::{CopyColumn, PublishedTable, ReplicaIdentity, SourceColumn, SourceTable};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use wal_decoder::{ArrayForm, BuilderOptions, ColumnSpec, TableSchema, TypeCatalog, TypeOptions};
 
@@ -91,7 +91,7 @@ pub fn plan_tables(
                 table.qualified_name()
             )));
         }
-        planned.push(plan_table(database, entry, table, &types)?);
+        planned.push(plan_table(entry, table, &types)?);
     }
     for named in entries.iter().flat_map(|entry| entry.overrides.keys()) {
         if !planned.iter().any(|table| table.name == *named) {
@@ -100,12 +100,19 @@ pub fn plan_tables(
             )));
         }
     }
-    refuse_shared_folders(&planned)?;
+    // In the order in which they were made: a later one does not take an earlier one's folder.
+    planned.sort_by_key(|table| table.relation);
+    let names: Vec<_> =
+        planned.iter().map(|table| (table.source.schema.clone(), table.source.name.clone())).collect();
+    let names: Vec<_> = names.iter().map(|(schema, name)| (schema.as_str(), name.as_str())).collect();
+    for (table, folders) in planned.iter_mut().zip(wal_decoder::table_folders(&names)) {
+        let [schema, name] = folders;
+        table.folder = [wal_decoder::folder_name(database), schema, name];
+    }
     Ok(planned)
 }
 
 fn plan_table(
-    database: &str,
     entry: &ToLake,
     table: SourceTable,
     types: &Arc<TypeCatalog>,
@@ -169,7 +176,7 @@ fn plan_table(
 
     Ok(PlannedTable {
         relation: table.oid,
-        folder: [&database.to_owned(), &table.schema, &table.name].map(|part| wal_decoder::folder_name(part)),
+        folder: Default::default(),
         schema: Arc::new(TableSchema { source: (table.schema.clone(), table.name.clone()), columns, key }),
         partition_by,
         deletion_vectors: entry.deletion_vectors,
@@ -194,22 +201,6 @@ fn lake_columns(table: &SourceTable, builder: &BuilderOptions) -> Vec<ColumnSpec
             pg_type: builder.catalog.resolve(column.type_oid, column.typmod, &builder.type_options),
         })
         .collect()
-}
-
-/// Two tables in one folder would overwrite each other.
-fn refuse_shared_folders(planned: &[PlannedTable]) -> Result<(), SyncError> {
-    let mut taken: HashMap<String, &str> = HashMap::new();
-    for table in planned {
-        // Object stores tell cases apart, some local file systems do not.
-        let folder = table.folder.join("/");
-        if let Some(other) = taken.insert(folder.to_lowercase(), &table.name) {
-            return Err(SyncError::configuration(format!(
-                "tables {other} and {} would both land in the folder {folder}; exclude or rename one of them",
-                table.name
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// What `tidewater.*` table properties say of a table's origin.
