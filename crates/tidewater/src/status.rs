@@ -5,7 +5,7 @@
 //! cannot slow the sync. The report's shape is part of the contract.
 
 use serde::{Deserialize, Serialize, Serializer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -225,6 +225,21 @@ struct Shared {
 struct Entries {
     tables: BTreeMap<(Direction, String, String), TableStatus>,
     sources: BTreeMap<String, SourceStatus>,
+    /// Database and table, until its sync takes it up.
+    resyncs: BTreeSet<(String, String)>,
+}
+
+/// Why a table cannot be loaded anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ResyncRefused {
+    /// Nothing is called that.
+    #[error("no synced table has this name; `tidewater status` lists them")]
+    Unknown,
+    /// Several databases have it.
+    #[error(
+        "several databases have a table of this name: put the database before it, as database.schema.table"
+    )]
+    Ambiguous,
 }
 
 impl StatusBoard {
@@ -267,14 +282,41 @@ impl StatusBoard {
         );
     }
 
-    /// Says whether the daemon does its work: every source is connected and every first load has begun.
+    /// Says that every source is on the board, or that the daemon is stopping.
     pub fn set_ready(&self, ready: bool) {
         self.shared.ready.store(ready, Ordering::Release);
     }
 
-    /// Whether the daemon does its work.
+    /// Whether the daemon does its work: it runs, and every source is connected.
     pub fn is_ready(&self) -> bool {
         self.shared.ready.load(Ordering::Acquire)
+            && self.entries().sources.values().all(|source| source.connected)
+    }
+
+    /// Asks for a table to be loaded anew: `schema.table`, or `database.schema.table` where several have it.
+    pub fn request_resync(&self, name: &str) -> Result<(), ResyncRefused> {
+        let mut entries = self.entries();
+        let named = |(direction, database, table): &&(Direction, String, String)| {
+            *direction == Direction::ToLake && (table == name || format!("{database}.{table}") == name)
+        };
+        let mut found = entries.tables.keys().filter(named).cloned();
+        let (_, database, table) = found.next().ok_or(ResyncRefused::Unknown)?;
+        if found.next().is_some() {
+            return Err(ResyncRefused::Ambiguous);
+        }
+        drop(found);
+        entries.resyncs.insert((database, table));
+        Ok(())
+    }
+
+    /// Whether some table of a database is asked to be loaded anew.
+    pub fn wants_resync(&self, database: &str) -> bool {
+        self.entries().resyncs.iter().any(|(of, _)| of == database)
+    }
+
+    /// Whether a table is asked to be loaded anew; it is asked once.
+    pub fn take_resync(&self, database: &str, table: &str) -> bool {
+        self.entries().resyncs.remove(&(database.to_owned(), table.to_owned()))
     }
 
     /// One table as it stands.
@@ -369,6 +411,31 @@ mod tests {
         assert_eq!(serde_json::from_str::<StatusReport>(&text).unwrap(), report);
         assert_eq!(report.loads[0].rows_estimated, Some(10));
         assert_eq!(report.tables[0].rows, Some(5));
+    }
+
+    #[test]
+    fn a_resync_is_taken_up_once_and_only_for_a_table_that_is_there() {
+        let board = StatusBoard::new();
+        streaming(&board);
+        board.update("crm", "public.items", |_| {});
+        board.update("shop", "public.items", |_| {});
+        assert_eq!(board.request_resync("public.orders"), Ok(()));
+        assert_eq!(board.request_resync("public.none"), Err(ResyncRefused::Unknown));
+        assert_eq!(board.request_resync("public.items"), Err(ResyncRefused::Ambiguous));
+        assert_eq!(board.request_resync("crm.public.items"), Ok(()));
+        assert!(board.wants_resync("crm") && board.wants_resync("shop"));
+        assert!(board.take_resync("shop", "public.orders") && !board.take_resync("shop", "public.orders"));
+        assert!(board.wants_resync("crm") && !board.wants_resync("shop"));
+    }
+
+    #[test]
+    fn the_daemon_is_ready_when_every_source_is_connected() {
+        let board = StatusBoard::new();
+        board.update_source("shop", |_| {});
+        board.set_ready(true);
+        assert!(!board.is_ready());
+        board.update_source("shop", |source| source.connected = true);
+        assert!(board.is_ready());
     }
 
     #[test]

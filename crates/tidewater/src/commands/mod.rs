@@ -70,6 +70,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Load a table anew, in one commit, while readers and the other tables go on.
+    Resync {
+        /// `schema.table`, or `database.schema.table` where several databases have it.
+        table: String,
+    },
     /// Query the lake: one query, or a prompt.
     Sql {
         /// The query; a prompt without one.
@@ -126,6 +131,7 @@ impl CommandLine {
             Command::Doctor { json } => doctor::doctor(&load()?, json).await,
             Command::Run { until_caught_up } => run::run(load()?, until_caught_up).await,
             Command::Status { watch, json } => status::status(&load()?, watch, json).await,
+            Command::Resync { table } => status::resync(&load()?, &table).await,
             Command::Sql { query, format, json } => {
                 let format = if json { lake_sql::OutputFormat::Json } else { format };
                 sql::sql(&load()?, query.as_deref(), format).await

@@ -1,4 +1,4 @@
-//! `tidewater status`.
+//! `tidewater status` and `tidewater resync`: what the daemon does, and having a table loaded anew.
 
 use super::{CommandError, Outcome};
 use crate::config::Config;
@@ -28,6 +28,12 @@ pub(super) async fn status(config: &Config, watch: bool, json: bool) -> Result<O
         }
         tokio::time::sleep(WATCH_PERIOD).await;
     }
+}
+
+pub(super) async fn resync(config: &Config, table: &str) -> Result<Outcome, CommandError> {
+    ControlClient::new(&config.control_socket()).resync(table).await?;
+    println!("{table} is loaded anew; `tidewater status` shows how far it is");
+    Ok(Outcome::Done)
 }
 
 fn table(report: &StatusReport) -> String {

@@ -120,8 +120,8 @@ pub enum SyncError {
         #[source]
         source: wal_decoder::BindError,
     },
-    /// Tables came, went or were renamed.
-    #[error("there are other tables to sync now")]
+    /// Tables came, went or were renamed, or one is to be loaded anew.
+    #[error("the tables to sync are other ones now, or one is asked to be loaded anew")]
     TablesChanged,
     /// A spool file cannot be written or read.
     #[error("cannot use the spool under `state_dir`: check its disk")]

@@ -305,8 +305,11 @@ impl SourceSync {
         self.board.update(&self.database, &planned.name, |status| {
             status.location = location.uri().to_owned();
         });
+        let resync = self.board.take_resync(&self.database, &planned.name);
         let found = match MirrorTable::open(location.clone(), self.writer_options()).await {
             Ok(found) => found,
+            // What stands there does not matter: the load replaces it.
+            Err(error) if halts_table(&error) && resync => None,
             Err(error) if halts_table(&error) => {
                 // Every opening finds the same, so nothing has to remember it.
                 let reason = error_chain(&error);
@@ -338,7 +341,8 @@ impl SourceSync {
             loading: false,
             clear_at_commit: false,
         };
-        let discontinuity = state.discontinuity(&entry.table_id);
+        let asked_for = Discontinuity::Loading;
+        let discontinuity = if resync { Some(&asked_for) } else { state.discontinuity(&entry.table_id) };
         if let Some(Discontinuity::Halted { reason }) = discontinuity {
             entry.shown.show_halted(reason);
             opened.router.halt(entry.planned.relation);

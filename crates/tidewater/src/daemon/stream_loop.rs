@@ -575,12 +575,16 @@ impl StreamLoop {
             let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
             table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
                 if matches!(status.state, TableState::Streaming | TableState::InsertsOnly) {
+                    status.position = status.position.max(Some(self.confirmed));
                     status.lag_bytes = Some(lag_bytes);
                     status.lag_seconds = Some(lag_seconds);
                     metrics::gauge!(telemetry::SYNC_LAG_BYTES, &labels).set(lag_bytes as f64);
                     metrics::gauge!(telemetry::SYNC_LAG_SECONDS, &labels).set(lag_seconds);
                 }
             });
+        }
+        if self.sync.board.wants_resync(&self.sync.database) {
+            return Err(SyncError::TablesChanged);
         }
         if self.ticks % SOURCE_TICKS == 1 {
             self.look_at_source().await?;

@@ -42,8 +42,15 @@ pub enum ControlError {
     #[error("the daemon did not answer within {} seconds", ANSWER_LIMIT.as_secs())]
     #[diagnostic(code(tidewater::daemon::slow), help("its log says what it is doing"))]
     TooSlow,
+    /// The daemon will not do it.
+    #[error("{problem}")]
+    #[diagnostic(code(tidewater::daemon::refused))]
+    Refused {
+        /// what the daemon said
+        problem: String,
+    },
     /// The answer is not understood.
-    #[error("the daemon answered {status} with something else than a status report")]
+    #[error("the daemon answered {status} with something that is no answer of this version")]
     #[diagnostic(
         code(tidewater::daemon::version),
         help("command and daemon may be of different versions: restart the daemon")
@@ -67,13 +74,31 @@ impl ControlClient {
 
     /// What the daemon does.
     pub async fn status(&self) -> Result<StatusReport, ControlError> {
-        let (status, body) = tokio::time::timeout(ANSWER_LIMIT, self.get("/api/v1/status"))
-            .await
-            .map_err(|_| ControlError::TooSlow)??;
+        let (status, body) = self.ask(Method::GET, "/api/v1/status").await?;
         serde_json::from_slice(&body).map_err(|_| ControlError::Answer { status })
     }
 
-    async fn get(&self, route: &str) -> Result<(StatusCode, Vec<u8>), ControlError> {
+    /// Has a table loaded anew.
+    pub async fn resync(&self, table: &str) -> Result<(), ControlError> {
+        let name = percent_encoding::utf8_percent_encode(table, percent_encoding::NON_ALPHANUMERIC);
+        let (status, body) = self.ask(Method::POST, &format!("/api/v1/tables/{name}/resync")).await?;
+        if status.is_success() {
+            return Ok(());
+        }
+        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        match answer.get("error").and_then(serde_json::Value::as_str) {
+            Some(problem) => Err(ControlError::Refused { problem: problem.to_owned() }),
+            None => Err(ControlError::Answer { status }),
+        }
+    }
+
+    async fn ask(&self, method: Method, route: &str) -> Result<(StatusCode, Vec<u8>), ControlError> {
+        tokio::time::timeout(ANSWER_LIMIT, self.send(method, route))
+            .await
+            .map_err(|_| ControlError::TooSlow)?
+    }
+
+    async fn send(&self, method: Method, route: &str) -> Result<(StatusCode, Vec<u8>), ControlError> {
         let stream = UnixStream::connect(&self.path).await.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ControlError::NotRunning { path: self.path.clone() }
@@ -85,7 +110,7 @@ impl ControlClient {
             .map_err(ControlError::Connection)?;
         let driver = tokio::spawn(connection);
         let request = Request::builder()
-            .method(Method::GET)
+            .method(method)
             .uri(route)
             .header("host", "tidewater")
             .body(Empty::<bytes::Bytes>::new());

@@ -18,7 +18,7 @@ pub use server::{ServeError, bind_control_socket, serve_control_socket, serve_tc
 use crate::status::StatusBoard;
 use axum::Json;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -43,7 +43,7 @@ pub fn router(api: Api, access: Access) -> Router {
     let changing = Router::new()
         .route("/api/v1/tables/{table}/pause", post(not_offered))
         .route("/api/v1/tables/{table}/resume", post(not_offered))
-        .route("/api/v1/tables/{table}/resync", post(not_offered))
+        .route("/api/v1/tables/{table}/resync", post(resync))
         .route("/api/v1/reload", post(not_offered))
         .layer(middleware::from_fn_with_state(Arc::new(access), authorise));
     Router::new()
@@ -74,6 +74,14 @@ async fn authorise(State(access): State<Arc<Access>>, request: Request, next: Ne
     match access.check(request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => problem(refusal.status(), &refusal.to_string()),
+    }
+}
+
+/// Taken up within a second or two; `status` shows how it goes.
+async fn resync(State(api): State<Api>, Path(table): Path<String>) -> Response {
+    match api.board.request_resync(&table) {
+        Ok(()) => (StatusCode::ACCEPTED, Json(serde_json::json!({ "table": table }))).into_response(),
+        Err(refused) => problem(StatusCode::NOT_FOUND, &format!("`{table}`: {refused}")),
     }
 }
 
