@@ -20,7 +20,7 @@ use crate::table_definition::TableDefinition;
 use crate::writer_options::WriterOptions;
 use arrow::array::{Array, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use object_store::buffered::BufWriter;
 use parquet::arrow::AsyncArrowWriter;
@@ -28,6 +28,7 @@ use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
+use parquet::schema::types::ColumnPath;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
@@ -75,15 +76,19 @@ impl DataFileWriter {
         let relative = format!("{folder}part-{}.zstd.parquet", Uuid::new_v4());
         let failed = data_file_error("open", &relative);
         let level = ZstdLevel::try_new(options.zstd_level).map_err(&failed)?;
-        let properties = WriterProperties::builder()
+        let schema = definition.file_schema();
+        let mut properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(level))
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
-            .set_created_by(crate::table_state::ENGINE.to_owned())
-            .build();
+            .set_created_by(crate::table_state::ENGINE.to_owned());
+        for field in schema.fields().iter().filter(|field| is_mostly_distinct(field, definition)) {
+            properties =
+                properties.set_column_dictionary_enabled(ColumnPath::from(field.name().as_str()), false);
+        }
         // The Arrow schema in the footer would be a second truth beside Parquet's own.
-        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-        let schema = definition.file_schema();
+        let options =
+            ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
         let output = BufWriter::new(Arc::clone(location.store()), location.child(&relative)?);
         let writer =
             AsyncArrowWriter::try_new_with_options(output, Arc::clone(&schema), options).map_err(&failed)?;
@@ -147,6 +152,15 @@ impl DataFileWriter {
         };
         Ok((self.rows, add))
     }
+}
+
+/// Whether a dictionary would be built only to be thrown away: it was a tenth of the time of writing a file.
+fn is_mostly_distinct(field: &Field, definition: &TableDefinition) -> bool {
+    let is_key = definition
+        .key
+        .iter()
+        .any(|&at| definition.schema.fields().get(at).is_some_and(|key| key.name() == field.name()));
+    is_key || field.data_type().is_floating() || matches!(field.data_type(), DataType::Timestamp(..))
 }
 
 fn data_file_error(action: &'static str, path: &str) -> impl Fn(ParquetError) -> DeltaError + use<> {

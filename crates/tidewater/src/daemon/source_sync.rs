@@ -145,7 +145,10 @@ impl SourceSync {
 
         // From here on the slot is ours alone, and so is everything under the database's folder.
         let target = if self.options.until_caught_up {
-            Target::Position(postgres_connector::current_wal_lsn(&client).await?)
+            let position = postgres_connector::current_wal_lsn(&client).await?;
+            // Something behind it, so that an idle source reports that it has come so far.
+            postgres_connector::heartbeat(&client).await?;
+            Target::Position(position)
         } else {
             Target::Shutdown
         };

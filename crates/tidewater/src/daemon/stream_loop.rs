@@ -325,15 +325,25 @@ impl StreamLoop {
         }
         let Some(since) = self.waiting_since else { return false };
         self.last_commit.end_lsn >= self.first_cut
-            && (since.elapsed() >= self.sync.flush.every.duration()
+            && (since.elapsed() >= self.flush_every()
                 || self.router.ops_since_cut() >= self.sync.flush.rows
                 || self.router.bytes_since_cut() >= self.sync.flush.bytes.bytes())
+    }
+
+    /// How long changes wait for more; not at all once the target is in sight.
+    fn flush_every(&self) -> Duration {
+        match self.target {
+            Target::Position(target) if self.last_commit.end_lsn.max(self.source_end) >= target => {
+                Duration::ZERO
+            }
+            _ => self.sync.flush.every.duration(),
+        }
     }
 
     fn flush_due_at(&self) -> Option<Instant> {
         let waiting = self.flight.is_none() && self.router.between_transactions();
         let ready = self.last_commit.end_lsn >= self.first_cut;
-        self.waiting_since.filter(|_| waiting && ready).map(|since| since + self.sync.flush.every.duration())
+        self.waiting_since.filter(|_| waiting && ready).map(|since| since + self.flush_every())
     }
 
     /// Cuts here for every table with changes, and sends the commits on their way.

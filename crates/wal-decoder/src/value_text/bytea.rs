@@ -5,6 +5,7 @@ use crate::value_error::{ValueError, malformed};
 const NO_DIGIT: u8 = 0xFF;
 
 /// The value of each byte as a hexadecimal digit.
+#[allow(clippy::indexing_slicing)] // evaluated by the compiler, which refuses an index out of bounds
 const DIGITS: [u8; 256] = {
     let mut digits = [NO_DIGIT; 256];
     let mut value = 0;

@@ -3,6 +3,7 @@
 use crate::value_error::{NOT_FINITE_DECIMAL, ValueError, malformed};
 
 /// `10^exponent` for every exponent a decimal of 38 digits needs.
+#[allow(clippy::indexing_slicing)] // evaluated by the compiler, which refuses an index out of bounds
 pub(crate) const POWERS_OF_TEN: [i128; 39] = {
     let mut powers = [1_i128; 39];
     let mut at = 1;
