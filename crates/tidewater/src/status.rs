@@ -267,14 +267,15 @@ impl StatusBoard {
         );
     }
 
-    /// Says whether the daemon does its work: every source is connected and every first load has begun.
+    /// Says that all configured sources stand on the board, or that the daemon stops.
     pub fn set_ready(&self, ready: bool) {
         self.shared.ready.store(ready, Ordering::Release);
     }
 
-    /// Whether the daemon does its work.
+    /// Whether the daemon does its work: every source is connected and every first load has begun.
     pub fn is_ready(&self) -> bool {
         self.shared.ready.load(Ordering::Acquire)
+            && self.entries().sources.values().all(|source| source.connected)
     }
 
     /// One table as it stands.
@@ -369,6 +370,17 @@ mod tests {
         assert_eq!(serde_json::from_str::<StatusReport>(&text).unwrap(), report);
         assert_eq!(report.loads[0].rows_estimated, Some(10));
         assert_eq!(report.tables[0].rows, Some(5));
+    }
+
+    #[test]
+    fn the_daemon_is_ready_once_every_source_is_connected() {
+        let board = StatusBoard::new();
+        board.update_source("shop", |source| source.connected = true);
+        board.update_source("crm", |source| source.connected = false);
+        board.set_ready(true);
+        assert!(!board.is_ready());
+        board.update_source("crm", |source| source.connected = true);
+        assert!(board.is_ready());
     }
 
     #[test]

@@ -85,13 +85,15 @@ async fn sync_all(
             shutdown: shutdown.clone(),
             database: database.clone(),
         };
+        // On the board from the start: until it is connected, the daemon is not ready.
+        board.update_source(&database, |source| source.connected = false);
         syncs.spawn(async move {
             let outcome = sync.run().await;
             outcome.map_err(|source| DaemonError::Sync { database, source: Box::new(source) })
         });
     }
+    board.set_ready(true);
     if syncs.is_empty() {
-        board.set_ready(true);
         shutdown.cancelled().await;
     }
     let mut outcome = Ok(());
