@@ -2,5 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "the whole binary is tests")]
 
+mod first_load;
 mod harness;
 mod mirror;
+mod second_daemon;
+mod type_map;

@@ -63,6 +63,11 @@ impl Site {
         site
     }
 
+    /// A site that mirrors every table of schema `public` of the database `shop`.
+    pub fn of_shop(source_url: &str) -> Site {
+        Site::mirroring(source_url, r#"["public.*"]"#)
+    }
+
     /// A site that mirrors `tables` (YAML, such as `["public.*"]`) of one database, called `shop`.
     pub fn mirroring(source_url: &str, tables: &str) -> Site {
         Site::new(&format!(
@@ -168,6 +173,26 @@ impl Daemon {
             self.check(deadline, &format!("reached the awaited status; last: {last}"));
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// Waits until every table is loaded and follows the stream.
+    pub async fn wait_streaming(&mut self, limit: Duration) -> Value {
+        self.wait_status(limit, |status| {
+            let tables = status["tables"].as_array().unwrap();
+            let follows = |table: &Value| {
+                table["state"]
+                    .as_str()
+                    .is_some_and(|state| state == "streaming" || state.starts_with("inserts"))
+            };
+            !tables.is_empty() && tables.iter().all(follows)
+        })
+        .await
+    }
+
+    /// Waits for it to end by itself, and gives its exit code.
+    pub async fn ended(mut self, limit: Duration) -> Option<i32> {
+        let status = tokio::time::timeout(limit, self.process.wait()).await;
+        status.unwrap_or_else(|_| panic!("the daemon goes on:\n{}", self.log())).unwrap().code()
     }
 
     /// Ends it the hard way, at once.

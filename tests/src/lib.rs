@@ -22,10 +22,16 @@
 
 mod comparison;
 mod daemon;
+mod delta_log;
 mod postgres;
 mod reader;
+mod shop;
+mod traffic;
 
 pub use comparison::{Difference, Source, assert_equal, first_difference};
 pub use daemon::{Daemon, Finished, Site, binary, free_port};
+pub use delta_log::{last_txn, txns};
 pub use postgres::Postgres;
 pub use reader::{Engine, LakeTable, Reader};
+pub use shop::Shop;
+pub use traffic::{Traffic, TrafficReport};

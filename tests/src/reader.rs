@@ -96,6 +96,26 @@ impl Reader {
         rows_of(&answer)
     }
 
+    /// Some columns of all rows, however many, as canonical texts.
+    pub async fn columns(
+        &mut self,
+        engine: Engine,
+        table: &LakeTable,
+        columns: &[&str],
+    ) -> Vec<Vec<Option<String>>> {
+        let answer = self
+            .ask(json!({
+                "engine": engine.name(),
+                "op": "rows",
+                "path": table.path,
+                "version": table.version,
+                "storage_options": table.storage_options,
+                "columns": columns,
+            }))
+            .await;
+        rows_of(&answer)
+    }
+
     /// Row count and a checksum that does not depend on the order of rows.
     pub async fn checksum(&mut self, engine: Engine, table: &LakeTable) -> (u64, String) {
         checksum_of(&self.ask_lake(engine, "checksum", table).await)
