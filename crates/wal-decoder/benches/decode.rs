@@ -1,5 +1,7 @@
 //! What one inserted row of ten ordinary columns costs, from its message to Arrow's buffers.
 
+#![allow(clippy::expect_used)] // a benchmark that cannot go on has nothing better to do
+
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::sync::Arc;
 use wal_decoder::pgoutput::parse;
