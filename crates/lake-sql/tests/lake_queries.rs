@@ -1,6 +1,14 @@
 //! Queries over real Delta tables: one that Spark wrote with deletion vectors (see `fixtures/README.md`),
 //! and ones that each test writes for itself.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "the whole binary is tests"
+)]
+
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Int64Type, TimeUnit};
 use deltalake::kernel::{DataType as DeltaType, PrimitiveType, StructField};
