@@ -541,7 +541,8 @@ impl StreamLoop {
                 self.confirmed >= position
                     && self.flight.is_none()
                     && self.loads.is_empty()
-                    && self.to_load.is_empty()
+                    // A load that has ended may still wait in the channel to join the stream.
+                    && !self.tables.values().any(|table| table.loading)
                     && !self.router.has_changes()
                     && !self.clearing()
             }
