@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the whole binary is tests")]
 
+mod crashes;
 mod first_load;
 mod harness;
 mod mirror;

@@ -357,7 +357,7 @@ impl Error {
             Error::Server { source, .. } => {
                 source.code.starts_with("40") || source.code.starts_with("53") || source.code == "55P03"
             }
-            Error::Client { source, .. } => source.is_closed(),
+            Error::Client { source, .. } => source.is_closed() || is_broken_connection(source),
             _ => false,
         }
     }
@@ -436,6 +436,14 @@ impl From<&tokio_postgres::error::DbError> for ServerError {
     }
 }
 
+/// The socket failed under the client library, as it does when the server is killed during log-in. The library
+/// wraps what it cannot parse as I/O errors too; that would be no better the next time.
+fn is_broken_connection(error: &tokio_postgres::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput};
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|cause| !matches!(cause.kind(), InvalidData | InvalidInput))
+}
+
 /// The process id stands last in "replication slot … is active for PID 4711", in every translation.
 fn last_number(message: &str) -> Option<u32> {
     message.split(|c: char| !c.is_ascii_digit()).rfind(|digits| !digits.is_empty())?.parse().ok()
@@ -472,6 +480,16 @@ mod tests {
         let words = "can no longer access replication slot \"s\"";
         let error = Error::from_slot_command(&place(), "START_REPLICATION", "s", server("55000", words));
         assert!(matches!(error, Error::SlotLost { .. }) && !error.is_transient(), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_goes_away_during_log_in_is_waited_for() {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        drop(theirs);
+        let mut config = tokio_postgres::Config::new();
+        let failed = config.user("sync").connect_raw(ours, tokio_postgres::NoTls).await;
+        let error = Error::from_client(&place(), "logging in", failed.err().unwrap());
+        assert!(matches!(error, Error::Client { .. }) && error.is_transient(), "{error:?}");
     }
 
     #[test]
