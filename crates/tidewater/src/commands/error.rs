@@ -1,5 +1,6 @@
 //! How commands end.
 
+use super::demo::DemoError;
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::http::{ControlError, ServeError};
@@ -7,7 +8,10 @@ use crate::telemetry::TelemetryError;
 use lake_sql::LakeSqlError;
 use miette::Diagnostic;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// What a shell reports for a process that SIGINT ended.
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// A command that did its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +120,10 @@ pub enum CommandError {
     #[error("the configuration cannot be written as YAML")]
     #[diagnostic(code(tidewater::output))]
     Yaml(#[source] serde_saphyr::ser::Error),
+    /// The demo did not come to its end.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Demo(#[from] DemoError),
     /// The prompt broke.
     #[error("the prompt cannot go on")]
     #[diagnostic(code(tidewater::sql))]
@@ -135,6 +143,12 @@ impl From<LakeSqlError> for CommandError {
 }
 
 impl CommandError {
+    /// For what is done with the file or folder at `path`.
+    pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> CommandError + use<> {
+        let path = path.to_owned();
+        move |source| CommandError::File { path, source }
+    }
+
     /// What the process exits with: 2 where the command or the configuration is wrong, 1 where the work failed.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -143,6 +157,7 @@ impl CommandError {
             | CommandError::UnknownDatabase { .. }
             | CommandError::Exists { .. } => 2,
             CommandError::Daemon(error) if matches!(**error, DaemonError::Configuration(_)) => 2,
+            CommandError::Demo(DemoError::Interrupted) => INTERRUPTED,
             _ => 1,
         }
     }

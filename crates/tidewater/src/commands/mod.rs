@@ -5,6 +5,7 @@
 
 mod clean_up;
 mod configuration;
+mod demo;
 mod doctor;
 mod error;
 mod init;
@@ -94,6 +95,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// A tour on a temporary shop: load, sync, query, travel in time.
+    Demo {
+        /// Leave it running until Ctrl-C, and on disk after that.
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,7 +125,12 @@ impl CommandLine {
     /// Does what was asked for.
     pub async fn execute(self) -> Result<Outcome, CommandError> {
         // The daemon tells what it does; of a command one wants its result.
-        let default = if matches!(self.command, Command::Run { .. }) { "info" } else { "warn" };
+        let default = match self.command {
+            Command::Run { .. } => "info",
+            // Its daemon waits for the shop at first, which is nothing to be warned of.
+            Command::Demo { .. } => "error",
+            _ => "warn",
+        };
         telemetry::init_log(self.log.as_deref().unwrap_or(default), self.log_format)?;
         let load = || Config::load(&self.config);
         match self.command {
@@ -137,6 +149,7 @@ impl CommandLine {
                 sql::sql(&load()?, query.as_deref(), format).await
             }
             Command::Cleanup { database, json } => clean_up::clean_up(&load()?, &database, json).await,
+            Command::Demo { keep } => demo::demo(keep).await,
         }
     }
 }

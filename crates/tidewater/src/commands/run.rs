@@ -1,5 +1,6 @@
 //! `tidewater run`: the daemon with its lock, its listeners and its signals.
 
+use super::error::INTERRUPTED;
 use super::state_lock::StateLock;
 use super::{CommandError, Outcome};
 use crate::config::Config;
@@ -11,9 +12,6 @@ use std::io;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-
-/// What a shell reports for a process that SIGINT ended.
-const INTERRUPTED: i32 = 130;
 
 pub(super) async fn run(config: Config, until_caught_up: bool) -> Result<Outcome, CommandError> {
     let _lock = StateLock::take(&config.state_dir)?;
@@ -34,7 +32,11 @@ pub(super) async fn run(config: Config, until_caught_up: bool) -> Result<Outcome
 }
 
 /// Opens both listeners before anything else, so that a daemon that cannot be reached does not start.
-async fn serve(config: &Config, board: &StatusBoard, stop: &CancellationToken) -> Result<(), CommandError> {
+pub(super) async fn serve(
+    config: &Config,
+    board: &StatusBoard,
+    stop: &CancellationToken,
+) -> Result<(), CommandError> {
     let api = Api { board: board.clone(), metrics: telemetry::init_metrics()? };
     let address = config.listen.http;
     let failed = |source| ServeError::Address { address, source };
@@ -70,5 +72,5 @@ async fn stop_on_signal(
     // Nothing is lost: what is not committed comes again, as after any crash.
     tracing::warn!("stopped at once");
     let _ = io::Write::flush(&mut io::stderr());
-    std::process::exit(INTERRUPTED);
+    std::process::exit(INTERRUPTED.into());
 }

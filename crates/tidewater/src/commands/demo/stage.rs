@@ -1,0 +1,203 @@
+//! What the tour plays on: a temporary folder with a configuration, and a daemon that runs on it.
+//!
+//! The daemon owns everything that lives: its Postgres ends when it ends. So one thing has to be ended in
+//! order and one removed, and [`Stage::strike`] does both.
+
+use super::DemoError;
+use crate::commands::CommandError;
+use crate::commands::run;
+use crate::commands::state_lock::StateLock;
+use crate::config::Config;
+use crate::daemon::{self, DaemonError, RunOptions};
+use crate::status::{StatusBoard, StatusReport, TableReport};
+use postgres_connector::{SourceConfig, TlsMode};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use wal_decoder::Lsn;
+
+/// The shop's name in the configuration, in the lake and in Postgres.
+pub(super) const DATABASE: &str = "shop";
+
+/// Between two looks at the status board: far below what a person notices.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// No file that the core keeps beside the cluster is longer.
+const MAX_KEPT_BYTES: u64 = 4096;
+
+/// A running daemon in a folder of its own.
+pub(super) struct Stage {
+    folder: TempDir,
+    keep: bool,
+    config: Config,
+    board: StatusBoard,
+    shutdown: CancellationToken,
+    ended: CancellationToken,
+    daemon: JoinHandle<Result<(), DaemonError>>,
+    _lock: StateLock,
+}
+
+impl Stage {
+    /// Writes the configuration and starts the daemon, without waiting for it.
+    pub(super) async fn set_up(keep: bool) -> Result<Stage, CommandError> {
+        let folder = TempDir::with_prefix("tidewater-demo-")?;
+        let file = folder.path().join("tidewater.yaml");
+        std::fs::write(&file, configuration(free_port()?)).map_err(CommandError::file(&file))?;
+        let config = Config::load(&file)?;
+        let lock = StateLock::take(&config.state_dir)?;
+        let (board, shutdown, ended) =
+            (StatusBoard::new(), CancellationToken::new(), CancellationToken::new());
+        if keep {
+            // Only then is there time for `tidewater status` from another terminal.
+            run::serve(&config, &board, &shutdown.child_token()).await?;
+        }
+        let running = daemon::run(config.clone(), RunOptions::default(), board.clone(), shutdown.clone());
+        let says_so = ended.clone().drop_guard();
+        let daemon = tokio::spawn(async move {
+            let _says_so = says_so;
+            running.await
+        });
+        Ok(Stage { folder, keep, config, board, shutdown, ended, daemon, _lock: lock })
+    }
+
+    /// The folder with everything in it.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Whether everything stays after the tour.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keep
+    }
+
+    /// The configuration the daemon runs on.
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the daemon says of its work.
+    pub(super) fn report(&self) -> StatusReport {
+        self.board.snapshot()
+    }
+
+    /// Comes back when the daemon has ended without having been asked to.
+    pub(super) async fn daemon_ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// The shop for its owner: the address without and with the password that the core has made up.
+    pub(super) fn address(&self) -> Result<Address, CommandError> {
+        let core = self.folder().join("core").join(DATABASE);
+        Ok(Address { port: kept(&core.join("port"))?, password: kept(&core.join("owner.password"))? })
+    }
+
+    /// Waits until `found` finds what it looks for in the daemon's report.
+    pub(super) async fn until<T>(
+        &self,
+        what: &'static str,
+        limit: Duration,
+        mut found: impl FnMut(&StatusReport) -> Option<T>,
+    ) -> Result<T, DemoError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let report = self.report();
+            if let Some(found) = found(&report) {
+                return Ok(found);
+            }
+            if Instant::now() >= deadline {
+                return Err(DemoError::Late { what, limit, trouble: trouble(&report) });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Stops the daemon, and with it Postgres. The folder goes too, or is returned when it is to stay.
+    pub(super) async fn strike(self) -> Result<Option<PathBuf>, CommandError> {
+        self.shutdown.cancel();
+        let ended = self.daemon.await.unwrap_or(Err(DaemonError::TaskGone));
+        let kept = if self.keep {
+            Some(self.folder.keep())
+        } else {
+            let path = self.folder.path().to_owned();
+            self.folder.close().map_err(CommandError::file(&path))?;
+            None
+        };
+        ended?;
+        Ok(kept)
+    }
+}
+
+/// Where the shop's Postgres takes connections.
+pub(super) struct Address {
+    port: String,
+    password: String,
+}
+
+impl Address {
+    /// To be shown.
+    pub(super) fn shown(&self) -> String {
+        format!("postgres://{DATABASE}@127.0.0.1:{}/{DATABASE}", self.port)
+    }
+
+    /// Ready for psql. Only `--keep` prints it: the role is of this one database, on the loopback.
+    pub(super) fn with_password(&self) -> String {
+        format!("postgres://{DATABASE}:{}@127.0.0.1:{}/{DATABASE}", self.password, self.port)
+    }
+
+    /// For sessions of our own.
+    pub(super) fn source(&self) -> Result<SourceConfig, DemoError> {
+        Ok(SourceConfig::from_url(&self.with_password(), None, Some(TlsMode::Disable), None)?)
+    }
+}
+
+/// The table's line in a report.
+pub(super) fn line<'a>(report: &'a StatusReport, table: &str) -> Option<&'a TableReport> {
+    report.tables.iter().find(|line| line.database == DATABASE && line.table == format!("public.{table}"))
+}
+
+/// Whether all of `tables` hold what was committed after `position` was read.
+///
+/// A table's position is the end of a commit, and no commit that had ended by then lies above `position`.
+pub(super) fn is_past(report: &StatusReport, tables: &[&str], position: Lsn) -> bool {
+    let past =
+        |table: &&str| line(report, table).and_then(|line| line.position).is_some_and(|at| at > position);
+    tables.iter().all(past)
+}
+
+fn trouble(report: &StatusReport) -> Option<String> {
+    let tables = report.tables.iter().filter_map(|table| table.error.clone());
+    let sources =
+        report.sources.iter().flat_map(|source| source.error.iter().chain(&source.waiting).cloned());
+    tables.chain(sources).next()
+}
+
+fn configuration(http_port: u16) -> String {
+    format!(
+        "# Written by `tidewater demo`. Everything else has its default.\n\
+         version: 1\n\
+         lake: {{uri: ./lake}}\n\
+         core: {{storage: ./core}}        # a private PostgreSQL 18, managed by Tidewater\n\
+         databases:\n  {DATABASE}: {{core: {{}}}}\n\
+         to_lake:\n  - database: {DATABASE}\n    tables: [\"public.*\"]\n\
+         listen: {{http: \"127.0.0.1:{http_port}\"}}\n"
+    )
+}
+
+/// A port that nobody has: the one of a running daemon is left alone.
+fn free_port() -> Result<u16, io::Error> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// One line that the core has written down.
+fn kept(path: &Path) -> Result<String, CommandError> {
+    use std::io::Read;
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_KEPT_BYTES).read_to_string(&mut text));
+    read.map_err(CommandError::file(path))?;
+    Ok(text.trim().to_owned())
+}
