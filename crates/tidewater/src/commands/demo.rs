@@ -96,19 +96,10 @@ pub(super) async fn demo(keep: bool) -> Result<Outcome, CommandError> {
     let stop = stop_on_signals()?;
     let narrator = Narrator::new();
     let stage = Stage::set_up(keep).await?;
-    let toured = tokio::select! {
-        outcome = tour::lead(&stage, &narrator) => outcome,
-        () = stop.cancelled() => Err(DemoError::Interrupted.into()),
+    let outcome = tokio::select! {
+        outcome = present(&stage, &narrator, &stop) => outcome,
         () = stage.daemon_ended() => Err(DemoError::DaemonEnded.into()),
     };
-    let stayed = match tour::invite(&stage, &narrator, toured.is_ok()) {
-        Ok(()) if toured.is_ok() && keep => tokio::select! {
-            () = stop.cancelled() => Ok(()),
-            () = stage.daemon_ended() => Err(DemoError::DaemonEnded.into()),
-        },
-        invited => invited.map_err(CommandError::from),
-    };
-    let outcome = toured.and(stayed);
     match (stage.strike().await, outcome) {
         // How the daemon ended is why the tour could not go on.
         (Err(reason), Ok(()) | Err(CommandError::Demo(DemoError::DaemonEnded))) => Err(reason),
@@ -121,6 +112,19 @@ pub(super) async fn demo(keep: bool) -> Result<Outcome, CommandError> {
             outcome.map(|()| Outcome::Done)
         }
     }
+}
+
+/// The tour, and with `keep` the time after it.
+async fn present(stage: &Stage, narrator: &Narrator, stop: &CancellationToken) -> Result<(), CommandError> {
+    tokio::select! {
+        outcome = tour::lead(stage, narrator) => outcome?,
+        () = stop.cancelled() => return Err(DemoError::Interrupted.into()),
+    }
+    tour::invite(stage, narrator)?;
+    if stage.is_kept() {
+        stop.cancelled().await;
+    }
+    Ok(())
 }
 
 /// Whoever asks to stop, by Ctrl-C, SIGTERM or by closing the terminal, is heard for as long as the process lives.

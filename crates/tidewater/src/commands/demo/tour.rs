@@ -119,7 +119,7 @@ async fn live_traffic(stage: &Stage, narrator: &Narrator) -> Result<(), CommandE
         before = now;
     }
     traffic.finish().await?;
-    narrator.line(&format!("{} transactions, each in one Delta version", grouped(traffic.transactions())))?;
+    narrator.line(&format!("{} transactions in all", grouped(traffic.transactions())))?;
     Ok(())
 }
 
@@ -142,7 +142,7 @@ async fn compare(
             narrator.entry(status, &format!("{orders:>9}{total:>16}"))?;
         }
     }
-    narrator.line("both gave these rows; and for each table the same count and sum:")?;
+    narrator.line("Both gave these rows. Each table's count and sum are the same, too:")?;
     for (table, query) in FINGERPRINTS {
         if let [count, sum] = only(query, comparison::in_both(lake, client, query).await?)?.as_slice() {
             narrator.entry(table, &format!("{count:>9}{sum:>16}"))?;
@@ -195,10 +195,7 @@ async fn time_travel(
 }
 
 /// How to look further: at this shop if it stays up, else at one's own.
-pub(super) fn invite(stage: &Stage, narrator: &Narrator, toured: bool) -> Result<(), CommandError> {
-    if !toured {
-        return Ok(());
-    }
+pub(super) fn invite(stage: &Stage, narrator: &Narrator) -> Result<(), CommandError> {
     if !stage.is_kept() {
         narrator.chapter("Look further")?;
         narrator.entry("this shop", "tidewater demo --keep   leaves it up to look at")?;
