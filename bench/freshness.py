@@ -62,7 +62,7 @@ def _run(
     table_rows: int,
     seconds: int,
 ) -> tuple[list[tuple[float, int]], list[dict]]:
-    """What was committed: (clock at COMMIT, an LSN that only versions holding it are above). And what the reader saw."""
+    """What was committed, (clock at COMMIT, an LSN that only versions holding it are above), and what was seen."""
     sightings = place / "sightings"
     app_id = installation.log.version(installation.log.last()).app_id
     if app_id is None:

@@ -39,8 +39,8 @@ def measure(binary: Path, postgres: Postgres, place: Path, rows: int) -> Section
         Aim("≤ 1.25, as for small ones", 1.25, at_least=False),
     )
     findings = [
-        f"It took {large.seconds:.1f} s ({rows / large.seconds:,.0f} rows/s) and {large.versions} commit(s); the small ones "
-        f"took {small.seconds:.1f} s ({rows / small.seconds:,.0f} rows/s) and {small.versions}."
+        f"It took {large.seconds:.1f} s ({rows / large.seconds:,.0f} rows/s) and {large.versions} commit(s); "
+        f"the small ones took {small.seconds:.1f} s ({rows / small.seconds:,.0f} rows/s) and {small.versions}."
     ]
     return Section(TITLE, METHOD, [row], findings)
 
