@@ -28,6 +28,11 @@ class Version:
     def app_id(self) -> str | None:
         return next((txn["appId"] for txn in self._of("txn")), None)
 
+    @property
+    def is_load(self) -> bool:
+        """Whether it holds the table as a snapshot had it, rather than changes."""
+        return any(info.get("tidewater") == "LOAD" for info in self._of("commitInfo"))
+
     @cached_property
     def rewritten(self) -> list[str]:
         """Data files that were removed, other than to come back in the same commit with a deletion vector."""

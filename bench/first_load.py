@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -66,14 +67,16 @@ def measure(binary: Path, postgres: Postgres, place: Path, rows: int) -> Section
     ]
     findings = [
         f"Single runs, rows/s: Tidewater {spread(own)}; DuckDB {spread(peer)}; COPY {spread(out)}.",
-        f"Processor time: Tidewater {_used(ours)}, DuckDB {_used(duckdb)}; the {SESSIONS} Postgres backends come on top.",
+        f"Processor time: Tidewater {_used(ours)}, DuckDB {_used(duckdb)}; "
+        f"the {SESSIONS} Postgres backends come on top of both.",
     ]
     return Section(TITLE, METHOD, table_rows, findings)
 
 
 def _used(runs: list[tuple[float, Ended]]) -> str:
     processor = median([ended.processor_seconds for _, ended in runs])
-    return f"{processor:.1f} s in {median([seconds for seconds, _ in runs]):.1f} s"
+    seconds = median([seconds for seconds, _ in runs])
+    return f"{processor:.1f} s of the {os.cpu_count()} × {seconds:.1f} s that the machine has in that time"
 
 
 def _load(binary: Path, postgres: Postgres, place: Path, name: str, table: str) -> tuple[float, Ended]:

@@ -48,8 +48,8 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, seco
     span = committed[-1][0] - committed[0][0]
     rate = len(committed) * TENS_PER_TRANSACTION * 10 / span
     findings = [
-        f"{len(committed):,} transactions in {span:.1f} s ({rate:,.0f} row changes/s) became {len(seen)} versions; the slowest "
-        f"transaction took {max(delays):.2f} s. The daemon was at most {mebibytes(memory)} resident.",
+        f"{len(committed):,} transactions in {span:.1f} s ({rate:,.0f} row changes/s) became {len(seen)} versions; "
+        f"the slowest took {max(delays):.2f} s. The daemon was at most {mebibytes(memory)} resident.",
         "A flush of 1 s alone makes a transaction wait half a second on average; the rest of p50 is the way through.",
     ]
     return Section(TITLE, METHOD, rows, findings)
@@ -62,7 +62,7 @@ def _run(
     table_rows: int,
     seconds: int,
 ) -> tuple[list[tuple[float, int]], list[dict]]:
-    """What was committed, as (clock at COMMIT, an LSN that only versions holding it are above), and what the reader saw."""
+    """What was committed, (clock at COMMIT, an LSN that only versions holding it are above), and what was seen."""
     sightings = place / "sightings"
     app_id = installation.log.version(installation.log.last()).app_id
     if app_id is None:

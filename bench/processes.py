@@ -68,7 +68,7 @@ class Program:
         return self._ended
 
     def wait(self, limit: float = LONGEST_RUN, meanwhile: Callable[[], None] = lambda: None) -> Ended:
-        """Until it ends; `meanwhile` is called every few hundredths of a second. Whatever happens, it does not go on."""
+        """Until it ends, or is ended; `meanwhile` is called every few hundredths of a second."""
         deadline = time.monotonic() + limit
         try:
             while (ended := self.poll()) is None:

@@ -52,11 +52,11 @@ def report(sections: list[Section], failures: dict[str, str], run: Circumstances
         _bullets(
             [
                 f"Commit: {_commit(run.root)}, release build.",
-                f"Machine: {_machine()}. PostgreSQL, Tidewater, the peers and the readers share it. Before the start its "
-                f"load average was {run.load_average:.1f}.",
+                f"Machine: {_machine()}. PostgreSQL, Tidewater, the peers and the readers share it. "
+                f"Its load average was {run.load_average:.1f} before the start.",
                 f"Versions: {run.versions}.",
-                f"Took {run.seconds / 60:.0f} minutes. Figures are medians of alternating runs; ratios are of medians from this "
-                "same run, and are what counts: absolute times drift on shared machines.",
+                f"Took {run.seconds / 60:.0f} minutes. Figures are medians of alternating runs; ratios are of medians "
+                "from this same run, and are what counts: absolute times drift on shared machines.",
             ]
         ),
         "## Results",

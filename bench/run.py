@@ -25,6 +25,7 @@ from pathlib import Path
 import commit_cost
 import first_load
 import freshness
+import one_transaction
 import report
 import stream
 import upserts
@@ -49,6 +50,7 @@ class Sizes:
     upserts: tuple[int, int]
     commit_table: int
     commits: tuple[int, int]
+    transaction: int
 
     def scaled(self, factor: float) -> Sizes:
         """For trying the suite itself. Rows come in thousands, and the small tables keep enough to change."""
@@ -67,6 +69,7 @@ class Sizes:
             (max(20_000, rows(self.upserts[0])), max(40_000, rows(self.upserts[1]))),
             self.commit_table,
             (early, max(early * 3, int(late * factor))),
+            rows(self.transaction),
         )
 
 
@@ -80,6 +83,7 @@ QUICK = Sizes(
     upserts=(1_000_000, 10_000_000),
     commit_table=500_000,
     commits=(20, 2_000),
+    transaction=1_000_000,
 )
 FULL = Sizes(
     inserts=10_000_000,
@@ -91,6 +95,7 @@ FULL = Sizes(
     upserts=(1_000_000, 20_000_000),
     commit_table=500_000,
     commits=(20, 10_000),
+    transaction=10_000_000,
 )
 
 Measure = Callable[[Path, Postgres, Path], Section]
@@ -110,6 +115,9 @@ def measurements(sizes: Sizes) -> dict[str, Measure]:
         "upserts": lambda binary, postgres, place: upserts.measure(binary, postgres, place, list(sizes.upserts)),
         "commits": lambda binary, postgres, place: commit_cost.measure(
             binary, postgres, place, sizes.commit_table, *sizes.commits
+        ),
+        "transaction": lambda binary, postgres, place: one_transaction.measure(
+            binary, postgres, place, sizes.transaction
         ),
     }
 

@@ -33,6 +33,7 @@ class CaughtUp:
     process: Ended
     walsender_processor_seconds: float
     versions: int
+    loads: int
 
 
 class Installation:
@@ -86,7 +87,8 @@ class Installation:
                 f"tidewater ended without having streamed\n{(self.place / 'tidewater.log').read_text()[-2000:]}"
             )
         seconds = self.log.version(after).appeared - started.at
-        return CaughtUp(seconds, process, walsender.seconds, after - before)
+        loads = sum(self.log.version(number).is_load for number in range(before + 1, after + 1))
+        return CaughtUp(seconds, process, walsender.seconds, after - before, loads)
 
     @contextmanager
     def running(self) -> Iterator[Program]:

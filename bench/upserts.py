@@ -102,8 +102,8 @@ def measure(binary: Path, postgres: Postgres, place: Path, sizes: list[int]) -> 
             )
         )
         findings.append(
-            f"{at.rows:,} rows ({mebibytes(at.data_bytes)} of data files): Tidewater {spread(own)} s, delta-rs {spread(peer)} s "
-            "in the single runs. The daemon's peak includes the table's first load in the same process."
+            f"{at.rows:,} rows ({mebibytes(at.data_bytes)} of data files): Tidewater {spread(own)} s, delta-rs "
+            f"{spread(peer)} s in the single runs. The daemon's peak includes the table's first load."
         )
     small, large = measured[0], measured[-1]
     if small is not large:
