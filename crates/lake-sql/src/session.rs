@@ -36,6 +36,7 @@ use deltalake::DeltaTable;
 use futures::{StreamExt, TryStreamExt, stream};
 use sqlparser::ast::Statement;
 use sqlparser::parser::Parser;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -279,9 +280,8 @@ impl LakeSession {
         let mut tables: HashMap<[String; 3], Arc<dyn TableProvider>> = HashMap::new();
         for table in resolved {
             let name = table.catalog_name();
-            if !tables.contains_key(&name) {
-                let rows = source_names::provider(&self.context, &table.folder, &table.table).await?;
-                tables.insert(name, rows);
+            if let Entry::Vacant(free) = tables.entry(name) {
+                free.insert(source_names::provider(&self.context, &table.folder, &table.table).await?);
             }
         }
         let catalogs = MemoryCatalogProviderList::new();
