@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tidewater_e2e::{Engine, Postgres, Reader, Shop, Site, Traffic, last_txn};
+use tidewater_e2e::{Engine, Postgres, Reader, Shop, Site, Traffic, is_behind_the_slot, last_txn};
 use tokio_postgres::Client;
 
 /// Takes long enough to load that some of the kills hit the load.
@@ -51,19 +51,15 @@ impl Observer {
         );
         let newest: Option<i64> = client.query_one(&newest, &[]).await.unwrap().get(0);
         self.newest_transaction = self.newest_transaction.max(newest.unwrap_or(0).unsigned_abs());
-        match last_txn(&site.table("shop/public/accounts")) {
-            Some(held) => {
-                self.comparisons += 1;
-                let newest = self.newest_transaction;
-                assert!(newest <= held, "the slot is confirmed past {newest}, the lake holds {held}");
-            }
-            None => {
-                // Not loaded yet: the table has to be named as behind the slot.
-                let state = std::fs::read_to_string(site.table("shop/_tidewater/sync_state.json"))
-                    .unwrap_or_default();
-                assert!(confirmed == 0 || !state.contains("\"tables\": {}"), "{state}");
-            }
+        if confirmed == 0 || is_behind_the_slot(&site.table("shop"), "public/accounts") {
+            return;
         }
+        self.comparisons += 1;
+        let (newest, held) = (self.newest_transaction, last_txn(&site.table("shop/public/accounts")));
+        assert!(
+            held.is_some_and(|held| newest <= held),
+            "the slot is confirmed past {newest}, the lake holds {held:?}"
+        );
     }
 }
 
@@ -74,8 +70,8 @@ async fn drop_observer(client: &Client) {
 async fn assert_nothing_lost_or_doubled(url: &str, site: &Site, more: &[&str]) {
     site.run_until_caught_up().await;
     let mut reader = Reader::start();
-    Shop::assert_mirrored(&mut reader, Engine::DuckDb, url, site, more).await;
-    Shop::assert_whole_transactions(&mut reader, Engine::DuckDb, site, 60).await;
+    Shop::assert_mirrored(&mut reader, Engine::DuckDb, url, &site.lake(), more).await;
+    Shop::assert_whole_transactions(&mut reader, Engine::DuckDb, &site.lake(), 60).await;
 }
 
 #[tokio::test]

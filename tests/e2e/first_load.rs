@@ -33,6 +33,6 @@ async fn changes_during_the_first_load_of_a_million_rows_are_all_there_once() {
     site.run_until_caught_up().await;
 
     let mut reader = Reader::start();
-    Shop::assert_mirrored(&mut reader, Engine::DuckDb, &url, &site, &["big"]).await;
-    Shop::assert_whole_transactions(&mut reader, Engine::DuckDb, &site, 60).await;
+    Shop::assert_mirrored(&mut reader, Engine::DuckDb, &url, &site.lake(), &["big"]).await;
+    Shop::assert_whole_transactions(&mut reader, Engine::DuckDb, &site.lake(), 60).await;
 }

@@ -7,4 +7,6 @@ mod first_load;
 mod harness;
 mod mirror;
 mod second_daemon;
+mod streaming;
+mod trouble;
 mod type_map;

@@ -32,8 +32,8 @@ async fn a_second_daemon_with_its_own_state_dir_stops_with_an_error_and_doubles_
     daemon.stop().await;
     site.run_until_caught_up().await;
     let mut reader = Reader::start();
-    Shop::assert_mirrored(&mut reader, Engine::DuckDb, &url, &site, &[]).await;
-    Shop::assert_whole_transactions(&mut reader, Engine::DuckDb, &site, 30).await;
+    Shop::assert_mirrored(&mut reader, Engine::DuckDb, &url, &site.lake(), &[]).await;
+    Shop::assert_whole_transactions(&mut reader, Engine::DuckDb, &site.lake(), 30).await;
 }
 
 #[tokio::test]

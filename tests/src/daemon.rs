@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use crate::postgres::{build_folder, send};
+use crate::s3_server::S3Server;
 
 /// From start to `/readyz`, with a debug build on a busy machine.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -68,10 +69,20 @@ impl Site {
         Site::mirroring(source_url, r#"["public.*"]"#)
     }
 
+    /// As [`Site::of_shop`], into the folder `main` of a bucket.
+    pub fn in_s3(source_url: &str, store: &S3Server) -> Site {
+        let lake = format!("{{uri: \"s3://lake/main\", options: {}}}", store.lake_options());
+        Site::with_lake(source_url, r#"["public.*"]"#, &lake)
+    }
+
     /// A site that mirrors `tables` (YAML, such as `["public.*"]`) of one database, called `shop`.
     pub fn mirroring(source_url: &str, tables: &str) -> Site {
+        Site::with_lake(source_url, tables, "{uri: ./lake}")
+    }
+
+    fn with_lake(source_url: &str, tables: &str, lake: &str) -> Site {
         Site::new(&format!(
-            "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
+            "version: 1\nlake: {lake}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
              databases:\n  shop: {{url: \"{source_url}\", tls: disable}}\n\
              to_lake:\n  - {{database: shop, tables: {tables}, flush: 200ms}}\n",
             free_port()
@@ -88,9 +99,14 @@ impl Site {
         self.folder.path()
     }
 
+    /// The lake's folder.
+    pub fn lake(&self) -> PathBuf {
+        self.path().join("lake")
+    }
+
     /// The folder of a lake table, such as `shop/public/orders`.
     pub fn table(&self, name: &str) -> PathBuf {
-        self.path().join("lake").join(name)
+        self.lake().join(name)
     }
 
     /// Runs one command to its end.

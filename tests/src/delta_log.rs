@@ -6,25 +6,37 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// The `txn` versions that a table's commits carry, oldest commit first.
-pub fn txns(table: &Path) -> Vec<u64> {
+/// The newest `txn` version that a table's commits carry; `None` before its first data.
+pub fn last_txn(table: &Path) -> Option<u64> {
+    actions(table).iter().filter_map(|action| action["txn"]["version"].as_u64()).next_back()
+}
+
+/// Whether `_tidewater/sync_state.json` names a table of the database's folder as behind the slot: it is loaded
+/// anew, so what its `txn` says does not count. A table without a log is behind as long as any is named.
+pub fn is_behind_the_slot(database: &Path, table: &str) -> bool {
+    let Ok(text) = std::fs::read_to_string(database.join("_tidewater/sync_state.json")) else { return false };
+    let state: Value = serde_json::from_str(&text).unwrap();
+    let named = state["tables"].as_object().unwrap();
+    let actions = actions(&database.join(table));
+    let mut ids = actions
+        .iter()
+        .filter_map(|action| action["metaData"]["configuration"]["tidewater.table_id"].as_str());
+    ids.next_back().map_or(!named.is_empty(), |id| named.contains_key(id))
+}
+
+/// All actions of all commits, oldest first.
+fn actions(table: &Path) -> Vec<Value> {
     let Ok(entries) = std::fs::read_dir(table.join("_delta_log")) else { return Vec::new() };
     let mut commits: Vec<_> = entries
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
         .collect();
     commits.sort();
-    let mut found = Vec::new();
-    for commit in commits {
-        for line in std::fs::read_to_string(&commit).unwrap().lines() {
-            let action: Value = serde_json::from_str(line).unwrap();
-            found.extend(action["txn"]["version"].as_u64());
-        }
-    }
-    found
-}
-
-/// The newest of them; `None` before the table's first data.
-pub fn last_txn(table: &Path) -> Option<u64> {
-    txns(table).pop()
+    commits
+        .iter()
+        .flat_map(|commit| {
+            let text = std::fs::read_to_string(commit).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+        })
+        .collect()
 }

@@ -25,13 +25,15 @@ mod daemon;
 mod delta_log;
 mod postgres;
 mod reader;
+mod s3_server;
 mod shop;
 mod traffic;
 
 pub use comparison::{Difference, Source, assert_equal, first_difference};
 pub use daemon::{Daemon, Finished, Site, binary, free_port};
-pub use delta_log::{last_txn, txns};
+pub use delta_log::{is_behind_the_slot, last_txn};
 pub use postgres::Postgres;
 pub use reader::{Engine, LakeTable, Reader};
+pub use s3_server::S3Server;
 pub use shop::Shop;
 pub use traffic::{Traffic, TrafficReport};
