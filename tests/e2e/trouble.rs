@@ -156,3 +156,39 @@ async fn a_lake_in_s3_that_is_away_for_a_while_loses_nothing() {
     Shop::assert_mirrored(&mut reader, Engine::DuckDb, &url, &folder, &[]).await;
     Shop::assert_whole_transactions(&mut reader, Engine::DuckDb, &folder, 30).await;
 }
+
+#[tokio::test]
+async fn a_slot_that_lost_its_wal_is_made_again_and_its_tables_are_loaded_anew() {
+    let postgres = Postgres::start_with(&[("max_slot_wal_keep_size", "16MB")]).await;
+    let client = postgres.create_database("shop").await;
+    Shop::create(&client).await;
+    let url = postgres.url("shop");
+    let site = Site::of_shop(&url);
+    let mut daemon = site.start().await;
+    daemon.wait_streaming(SOON).await;
+    let traffic = Traffic::start(&url, 23, 2, None, Duration::from_millis(2));
+    traffic.wait_for(100).await;
+    daemon.stop().await;
+    traffic.wait_for(100).await;
+    traffic.stop().await;
+    let mut lost = false;
+    for _ in 0..20 {
+        client
+            .batch_execute("SELECT pg_logical_emit_message(false, 'filler', ''), pg_switch_wal()")
+            .await
+            .unwrap();
+        client.batch_execute("CHECKPOINT").await.unwrap();
+        let status = "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name LIKE 'tidewater%'";
+        lost = client.query_one(status, &[]).await.unwrap().get(0);
+        if lost {
+            break;
+        }
+    }
+    assert!(lost, "the slot still has its WAL");
+    client.batch_execute("DELETE FROM keyed WHERE id % 2 = 0").await.unwrap();
+    site.run_until_caught_up().await;
+    client.batch_execute("UPDATE keyed SET n = -1 WHERE id % 3 = 0").await.unwrap();
+    site.run_until_caught_up().await;
+    let mut reader = Reader::start();
+    Shop::assert_mirrored(&mut reader, Engine::DuckDb, &url, &site.lake(), &[]).await;
+}

@@ -27,6 +27,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "off"),
     ("listen_addresses", "127.0.0.1"),
     ("max_connections", "60"),
+    // The least there is: transactions of a few hundred rows are sent in chunks while in progress already.
+    ("logical_decoding_work_mem", "64kB"),
     ("max_replication_slots", "20"),
     ("max_wal_senders", "20"),
     ("max_prepared_transactions", "10"),

@@ -200,9 +200,10 @@ impl Session {
             }
             9 => writeln!(sql, "DELETE FROM {table} WHERE id = {id};\nINSERT INTO {table} (id, v, n) VALUES ({id}, {text}, 7);"),
             10 => writeln!(sql, "DELETE FROM {table} WHERE id = {id};"),
+            // Many rows with much text: past `logical_decoding_work_mem`, so that they are sent while in progress.
             _ => writeln!(
                 sql,
-                "UPDATE {table} SET n = n + 1 WHERE id % {} = {} AND id < 400;",
+                "UPDATE {table} SET n = n + 1, v = repeat(md5(id::text), 1 + n % 30) WHERE id % {} = {};",
                 self.sessions, self.number
             ),
         }
