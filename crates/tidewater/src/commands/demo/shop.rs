@@ -51,7 +51,7 @@ UPDATE public.orders SET total = sums.total FROM
 COMMIT;
 ANALYZE public.customers, public.products, public.orders, public.order_items";
 
-/// One transaction that changes all four tables.
+/// One transaction that changes all four tables, and tells where the log stood just before its commit.
 const ADAS_ORDER: &str = "
 WITH customer AS (
     INSERT INTO public.customers (name, city) VALUES ('Ada', 'London') RETURNING id),
@@ -63,7 +63,11 @@ placed AS (
 item AS (
     INSERT INTO public.order_items (order_id, line, product_id, quantity, price)
     SELECT placed.id, 1, product.id, 1, product.price FROM placed, product)
-SELECT id FROM placed";
+SELECT id, (pg_current_wal_insert_lsn() - '0/0')::bigint FROM placed";
+
+/// As [`ADAS_ORDER`], it tells where the log stood just before its own commit.
+const NEXT_STATUS: &str = "
+UPDATE public.orders SET status = $2 WHERE id = $1 RETURNING (pg_current_wal_insert_lsn() - '0/0')::bigint";
 
 /// Makes the tables and fills them.
 pub(super) async fn open(client: &Client) -> Result<(), DemoError> {
@@ -74,23 +78,20 @@ pub(super) async fn open(client: &Client) -> Result<(), DemoError> {
     opened.map_err(|error| client.error("opening the demo's shop", error).into())
 }
 
-/// Places the order that the tour follows, and returns its id.
-pub(super) async fn place_adas_order(client: &Client) -> Result<i64, DemoError> {
-    let placed = client.query_one(ADAS_ORDER, &[]).await.and_then(|row| row.try_get(0));
-    placed.map_err(|error| client.error("placing an order", error).into())
+/// Places the order that the tour follows.
+pub(super) async fn place_adas_order(client: &Client) -> Result<(i64, Lsn), DemoError> {
+    let placed = client.query_one(ADAS_ORDER, &[]).await;
+    let placed = placed.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+    let (order, position) = placed.map_err(|error| client.error("placing an order", error))?;
+    Ok((order, lsn(position)))
 }
 
 /// Moves an order on.
-pub(super) async fn set_status(client: &Client, order: i64, status: &str) -> Result<(), DemoError> {
-    let changed =
-        client.execute("UPDATE public.orders SET status = $2 WHERE id = $1", &[&order, &status]).await;
-    changed.map(|_| ()).map_err(|error| client.error("changing an order", error).into())
+pub(super) async fn set_status(client: &Client, order: i64, status: &str) -> Result<Lsn, DemoError> {
+    let changed = client.query_one(NEXT_STATUS, &[&order, &status]).await.and_then(|row| row.try_get(0));
+    Ok(lsn(changed.map_err(|error| client.error("changing an order", error))?))
 }
 
-/// Where Postgres writes now: what is committed after this lies above.
-pub(super) async fn position(client: &Client) -> Result<Lsn, DemoError> {
-    let doing = "reading the position";
-    let query = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint";
-    let read = client.query_one(query, &[]).await.and_then(|row| row.try_get::<_, i64>(0));
-    Ok(Lsn(read.map_err(|error| client.error(doing, error))?.unsigned_abs()))
+fn lsn(bytes: i64) -> Lsn {
+    Lsn(bytes.unsigned_abs())
 }

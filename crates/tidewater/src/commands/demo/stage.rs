@@ -160,9 +160,7 @@ pub(super) fn line<'a>(report: &'a StatusReport, table: &str) -> Option<&'a Tabl
     report.tables.iter().find(|line| line.database == DATABASE && line.table == format!("public.{table}"))
 }
 
-/// Whether all of `tables` hold what was committed after `position` was read.
-///
-/// A table's position is the end of a commit, and no commit that had ended by then lies above `position`.
+/// Whether all of `tables` hold the commit that came right after `position`.
 pub(super) fn is_past(report: &StatusReport, tables: &[&str], position: Lsn) -> bool {
     let past =
         |table: &&str| line(report, table).and_then(|line| line.position).is_some_and(|at| at > position);

@@ -131,8 +131,7 @@ async fn compare(
     lake: &LakeSession,
 ) -> Result<i64, CommandError> {
     narrator.chapter("The same query in the lake and in Postgres")?;
-    let position = shop::position(client).await?;
-    let order = shop::place_adas_order(client).await?;
+    let (order, position) = shop::place_adas_order(client).await?;
     let caught_up = |report: &StatusReport| is_past(report, &TABLES, position).then_some(());
     stage.until("last order in the lake", CHANGE_LIMIT, caught_up).await?;
 
@@ -163,8 +162,7 @@ async fn time_travel(
     let version = |report: &StatusReport| line(report, "orders").and_then(|line| line.version);
     let mut history = vec![("placed", version(&stage.report()).unwrap_or_default())];
     for step in STEPS {
-        let position = shop::position(client).await?;
-        shop::set_status(client, order, step).await?;
+        let position = shop::set_status(client, order, step).await?;
         let committed = Instant::now();
         let arrived = |report: &StatusReport| {
             if is_past(report, &["orders"], position) { version(report) } else { None }
