@@ -21,7 +21,7 @@ use crate::config::{FlushPolicy, ToLake};
 use crate::status::StatusBoard;
 use delta_writer::{Lake, MirrorTable, TableDefinition, WriterOptions};
 use globset::GlobSet;
-use postgres_connector::{Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, StreamOptions};
+use postgres_connector::{Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, SourceTable, StreamOptions};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -105,17 +105,27 @@ impl SourceSync {
     /// One attempt. When it returns, nothing of it runs any more: the next one may open the same tables.
     async fn follow(&self) -> Result<(), SyncError> {
         let tasks = TaskTracker::new();
-        let result = self.prepare_and_follow(&tasks).await;
+        let prepared = tokio::select! {
+            prepared = self.prepare(&tasks) => prepared,
+            // Whatever it was waiting for (a lock, an old transaction): nothing of it is needed any more.
+            () = self.shutdown.cancelled() => Ok(None),
+        };
+        let result = match prepared {
+            Ok(Some(sync)) => sync.run().await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
         tasks.close();
         tasks.wait().await;
         result
     }
 
-    async fn prepare_and_follow(&self, tasks: &TaskTracker) -> Result<(), SyncError> {
+    /// Everything up to the stream; `None` if there is nothing to follow.
+    async fn prepare(&self, tasks: &TaskTracker) -> Result<Option<StreamLoop>, SyncError> {
         let mut client = postgres_connector::connect(&self.source).await?;
         let planned = match self.plan(&client).await? {
             planned if !planned.is_empty() => planned,
-            _ => return self.wait_for_tables(&client).await,
+            _ => return self.wait_for_tables(&client).await.map(|()| None),
         };
         let names = postgres_connector::publication_names(&self.instance, &self.database);
         let (inserts_only, keyed): (Vec<_>, Vec<_>) =
@@ -159,8 +169,7 @@ impl SourceSync {
             source.waiting = None;
             source.slot = Some(slot.clone());
         });
-        let sync = StreamLoop::new(self.clone(), stream, client, state, slot, opened, target);
-        sync.run().await
+        Ok(Some(StreamLoop::new(self.clone(), stream, client, state, slot, opened, target)))
     }
 
     /// The tables to sync, as the catalog has them now.
@@ -177,7 +186,17 @@ impl SourceSync {
 
     /// Which tables there are to sync, to notice when that changes.
     pub async fn table_names(&self, client: &Client) -> Result<BTreeSet<(u32, String)>, SyncError> {
-        Ok(self.plan(client).await?.into_iter().map(|table| (table.relation, table.name)).collect())
+        let found =
+            postgres_connector::list_tables(client, &selection(&self.entries)?, &GlobSet::empty()).await?;
+        let wanted = |table: &SourceTable| {
+            self.entries.iter().any(|entry| entry.matches(&table.schema, &table.name))
+        };
+        Ok(found
+            .tables
+            .into_iter()
+            .filter(wanted)
+            .map(|table| (table.oid, table.qualified_name()))
+            .collect())
     }
 
     /// A database may be empty yet: its first tables start the sync.
@@ -226,6 +245,8 @@ impl SourceSync {
         let name = postgres_connector::slot_name(&self.instance, &self.database, generation);
         let mut session = ReplicationSession::connect(&self.source).await?;
         let options = SlotOptions { failover: true, ..SlotOptions::default() };
+        let waiting = "the replication slot is being made, which waits for older transactions to end".to_owned();
+        self.board.update_source(&self.database, |source| source.waiting = Some(waiting));
         let created = session.create_logical_slot(&name, options).await?;
         tracing::info!(database = %self.database, slot = %name, position = %created.consistent_point, "replication slot created");
         session.close().await?;
