@@ -235,7 +235,7 @@ pub enum Error {
     /// The slot exists but can never be read again: its WAL is gone or the server invalidated it.
     #[error(
         "replication slot `{slot}` at {place} is lost: its WAL was removed or it was invalidated; \
-         the tables must be compared again from a new slot (and max_slot_wal_keep_size may be too small)"
+         its tables are loaded anew from a new slot (and max_slot_wal_keep_size may be too small)"
     )]
     SlotLost {
         /// Where.

@@ -267,6 +267,14 @@ impl StatusBoard {
         );
     }
 
+    /// Changes what is said of every table of a database on its way to the lake.
+    pub fn update_all(&self, database: &str, change: impl Fn(&mut TableStatus)) {
+        let mut entries = self.entries();
+        let of_it =
+            |status: &&mut TableStatus| status.direction == Direction::ToLake && status.database == database;
+        entries.tables.values_mut().filter(of_it).for_each(change);
+    }
+
     /// Takes a table off the board: it is not synced any more.
     pub fn remove(&self, direction: Direction, database: &str, table: &str) {
         self.entries().tables.remove(&(direction, database.to_owned(), table.to_owned()));

@@ -108,7 +108,7 @@ impl ServerFacts {
             let problem = "max_slot_wal_keep_size has no limit: while Tidewater is stopped, WAL may fill the server's disk";
             findings.push(
                 Finding::new(Severity::Warning, "wal-keep-size", place, problem)
-                    .remedy("set a limit that the disk can hold; beyond it the slot is lost and tables are compared again")
+                    .remedy("set a limit that the disk can hold; beyond it the slot is lost and its tables are loaded anew")
                     .sql("ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'"),
             );
         }
@@ -191,7 +191,7 @@ pub(super) async fn slots(
         let reason = slot.invalidation_reason.as_deref().unwrap_or("its WAL was removed");
         findings.push(
             Finding::new(Severity::Error, "slot-lost", &slot.name, format!("the slot is lost: {reason}"))
-                .remedy("start Tidewater: it makes a new slot and mends the tables by comparing them"),
+                .remedy("start Tidewater: it makes a new slot and loads the tables anew"),
         );
     }
     let needed = if own.is_empty() { 2 } else { 1 };

@@ -129,7 +129,8 @@ impl CommandLine {
             Command::Run { .. } => "info",
             // Its daemon waits for the shop at first, which is nothing to be warned of.
             Command::Demo { .. } => "error",
-            _ => "warn",
+            // The kernel logs as an error what it also returns, and what our own message says better.
+            _ => "warn,buoyant_kernel=off,delta_kernel=off",
         };
         telemetry::init_log(self.log.as_deref().unwrap_or(default), self.log_format)?;
         let load = || Config::load(&self.config);

@@ -154,6 +154,11 @@ impl SyncError {
         }
     }
 
+    /// Another daemon does this work: to go on beside it would only do harm.
+    pub fn is_for_another_daemon(&self) -> bool {
+        matches!(self, SyncError::SecondDaemon { .. } | SyncError::SecondWriter(_))
+    }
+
     /// Nothing is wrong; the source has changed, and the sync starts again to follow it.
     pub fn is_a_new_plan(&self) -> bool {
         matches!(self, SyncError::ShapeChanged { .. } | SyncError::TablesChanged)

@@ -19,13 +19,16 @@ use super::table_writer::{Shown, TableWriter};
 use super::{RunOptions, SyncError};
 use crate::config::{FlushPolicy, ToLake};
 use crate::status::StatusBoard;
+use crate::telemetry;
 use delta_writer::{Lake, MirrorTable, TableDefinition, WriterOptions};
 use globset::GlobSet;
-use postgres_connector::{Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, SourceTable, StreamOptions};
+use postgres_connector::{
+    Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, SourceTable, StreamOptions,
+};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wal_decoder::{Lsn, TypeCatalog};
@@ -69,9 +72,11 @@ impl SourceSync {
     /// Syncs until it is told to stop, has caught up (when that is asked for), or cannot go on.
     pub async fn run(self) -> Result<(), SyncError> {
         let mut wait = FIRST_RETRY;
+        let mut lag = Interruption::default();
+        let mut has_followed = false;
         loop {
-            let began = std::time::Instant::now();
-            let error = match self.follow().await {
+            let began = Instant::now();
+            let error = match self.follow(&mut has_followed).await {
                 Ok(()) => return Ok(()),
                 Err(error) if self.shutdown.is_cancelled() => {
                     tracing::info!(database = %self.database, %error, "stopped");
@@ -79,7 +84,9 @@ impl SourceSync {
                 }
                 Err(error) => error,
             };
-            if !error.is_passing() {
+            // What is wrong at the start is for whoever starts it. What goes wrong later, a privilege taken
+            // away say, is shown and waited for: the other databases go on.
+            if error.is_for_another_daemon() || !(error.is_passing() || has_followed) {
                 return Err(error);
             }
             if error.is_a_new_plan() {
@@ -88,7 +95,9 @@ impl SourceSync {
             }
             if began.elapsed() > LONGEST_RETRY {
                 wait = FIRST_RETRY;
+                lag = Interruption::default();
             }
+            lag.show(&self.board, &self.database);
             let text = error_chain(&error);
             tracing::warn!(database = %self.database, error = %text, retry_in = ?wait, "sync is interrupted");
             self.board.update_source(&self.database, |source| {
@@ -103,7 +112,7 @@ impl SourceSync {
     }
 
     /// One attempt. When it returns, nothing of it runs any more: the next one may open the same tables.
-    async fn follow(&self) -> Result<(), SyncError> {
+    async fn follow(&self, has_followed: &mut bool) -> Result<(), SyncError> {
         let tasks = TaskTracker::new();
         let prepared = tokio::select! {
             prepared = self.prepare(&tasks) => prepared,
@@ -111,7 +120,10 @@ impl SourceSync {
             () = self.shutdown.cancelled() => Ok(None),
         };
         let result = match prepared {
-            Ok(Some(sync)) => sync.run().await,
+            Ok(Some(sync)) => {
+                *has_followed = true;
+                sync.run().await
+            }
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
@@ -188,15 +200,9 @@ impl SourceSync {
     pub async fn table_names(&self, client: &Client) -> Result<BTreeSet<(u32, String)>, SyncError> {
         let found =
             postgres_connector::list_tables(client, &selection(&self.entries)?, &GlobSet::empty()).await?;
-        let wanted = |table: &SourceTable| {
-            self.entries.iter().any(|entry| entry.matches(&table.schema, &table.name))
-        };
-        Ok(found
-            .tables
-            .into_iter()
-            .filter(wanted)
-            .map(|table| (table.oid, table.qualified_name()))
-            .collect())
+        let wanted =
+            |table: &SourceTable| self.entries.iter().any(|entry| entry.matches(&table.schema, &table.name));
+        Ok(found.tables.into_iter().filter(wanted).map(|table| (table.oid, table.qualified_name())).collect())
     }
 
     /// A database may be empty yet: its first tables start the sync.
@@ -245,7 +251,8 @@ impl SourceSync {
         let name = postgres_connector::slot_name(&self.instance, &self.database, generation);
         let mut session = ReplicationSession::connect(&self.source).await?;
         let options = SlotOptions { failover: true, ..SlotOptions::default() };
-        let waiting = "the replication slot is being made, which waits for older transactions to end".to_owned();
+        let waiting =
+            "the replication slot is being made, which waits for older transactions to end".to_owned();
         self.board.update_source(&self.database, |source| source.waiting = Some(waiting));
         let created = session.create_logical_slot(&name, options).await?;
         tracing::info!(database = %self.database, slot = %name, position = %created.consistent_point, "replication slot created");
@@ -401,6 +408,25 @@ impl SourceSync {
     /// How a table's files are written.
     pub fn writer_options(&self) -> WriterOptions {
         WriterOptions::new(self.state_dir.join("index"))
+    }
+}
+
+/// Since when nothing arrives: the lag grows with it, whoever watches the figures must see that.
+#[derive(Debug, Default)]
+struct Interruption {
+    since: Option<Instant>,
+}
+
+impl Interruption {
+    fn show(&mut self, board: &StatusBoard, database: &str) {
+        let seconds = self.since.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
+        board.update_all(database, |table| {
+            table.lag_seconds = Some(table.lag_seconds.unwrap_or_default().max(seconds));
+            // How much has been written meanwhile is not known.
+            table.lag_bytes = None;
+            let labels = [("database", table.database.clone()), ("table", table.table.clone())];
+            metrics::gauge!(telemetry::SYNC_LAG_SECONDS, &labels).set(table.lag_seconds.unwrap_or_default());
+        });
     }
 }
 
