@@ -21,7 +21,9 @@ use crate::config::{FlushPolicy, ToLake};
 use crate::status::StatusBoard;
 use delta_writer::{Lake, MirrorTable, TableDefinition, WriterOptions};
 use globset::GlobSet;
-use postgres_connector::{Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, SourceTable, StreamOptions};
+use postgres_connector::{
+    Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, SourceTable, StreamOptions,
+};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -188,15 +190,9 @@ impl SourceSync {
     pub async fn table_names(&self, client: &Client) -> Result<BTreeSet<(u32, String)>, SyncError> {
         let found =
             postgres_connector::list_tables(client, &selection(&self.entries)?, &GlobSet::empty()).await?;
-        let wanted = |table: &SourceTable| {
-            self.entries.iter().any(|entry| entry.matches(&table.schema, &table.name))
-        };
-        Ok(found
-            .tables
-            .into_iter()
-            .filter(wanted)
-            .map(|table| (table.oid, table.qualified_name()))
-            .collect())
+        let wanted =
+            |table: &SourceTable| self.entries.iter().any(|entry| entry.matches(&table.schema, &table.name));
+        Ok(found.tables.into_iter().filter(wanted).map(|table| (table.oid, table.qualified_name())).collect())
     }
 
     /// A database may be empty yet: its first tables start the sync.
@@ -245,7 +241,8 @@ impl SourceSync {
         let name = postgres_connector::slot_name(&self.instance, &self.database, generation);
         let mut session = ReplicationSession::connect(&self.source).await?;
         let options = SlotOptions { failover: true, ..SlotOptions::default() };
-        let waiting = "the replication slot is being made, which waits for older transactions to end".to_owned();
+        let waiting =
+            "the replication slot is being made, which waits for older transactions to end".to_owned();
         self.board.update_source(&self.database, |source| source.waiting = Some(waiting));
         let created = session.create_logical_slot(&name, options).await?;
         tracing::info!(database = %self.database, slot = %name, position = %created.consistent_point, "replication slot created");
