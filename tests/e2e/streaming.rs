@@ -10,6 +10,9 @@ use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(90);
 
+/// A start, small loads and some flushes of 200 ms, by a debug build on a busy machine.
+const CAUGHT_UP: Duration = Duration::from_secs(15);
+
 /// A database with one small table, followed by a daemon.
 struct Followed {
     postgres: Postgres,
@@ -198,4 +201,114 @@ async fn a_lake_in_s3_reads_the_same_over_s3() {
         )
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_open_when_the_daemon_started_arrives_once() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    client
+        .batch_execute(
+            "CREATE TABLE orders (id int PRIMARY KEY, v text); INSERT INTO orders VALUES (1, 'one')",
+        )
+        .await
+        .unwrap();
+    let open = postgres.connect("shop").await;
+    open.batch_execute(
+        "BEGIN; INSERT INTO orders VALUES (2, 'open'); UPDATE orders SET v = 'moved' WHERE id = 1",
+    )
+    .await
+    .unwrap();
+    let url = postgres.url("shop");
+    let site = Site::of_shop(&url);
+    let mut daemon = site.spawn();
+    // A slot begins only once every transaction that is open then has ended: the server says who waits for it.
+    let waits = "SELECT count(*) FROM pg_stat_activity
+                 WHERE query LIKE 'CREATE_REPLICATION_SLOT%' AND wait_event = 'transactionid'";
+    while client.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client.batch_execute("INSERT INTO orders VALUES (3, 'meanwhile')").await.unwrap();
+    open.batch_execute("INSERT INTO orders VALUES (4, 'late'); COMMIT").await.unwrap();
+    daemon.wait_streaming(SOON).await;
+    Followed { postgres, client, site, daemon }.assert_equal_at_the_end(&["orders"]).await;
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_arrives_when_it_is_committed_also_after_a_crash_in_between() {
+    let mut followed = followed("CREATE TABLE orders (id int PRIMARY KEY, v text)").await;
+    followed
+        .client
+        .batch_execute(
+            "BEGIN; INSERT INTO orders SELECT n, 'prepared' FROM generate_series(1, 2000) n; PREPARE TRANSACTION 'p';
+             BEGIN; INSERT INTO orders VALUES (5000, 'never'); PREPARE TRANSACTION 'q'",
+        )
+        .await
+        .unwrap();
+    followed.client.batch_execute("INSERT INTO orders VALUES (3000, 'between')").await.unwrap();
+    followed.daemon.wait_status(SOON, |status| rows_of(status, "public.orders") == Some(1)).await;
+    followed.daemon.kill9().await;
+    followed.daemon = followed.site.start().await;
+    followed.client.batch_execute("COMMIT PREPARED 'p'").await.unwrap();
+    followed.client.batch_execute("ROLLBACK PREPARED 'q'").await.unwrap();
+    followed.daemon.wait_status(SOON, |status| rows_of(status, "public.orders") == Some(2001)).await;
+    followed.assert_equal_at_the_end(&["orders"]).await;
+}
+
+#[tokio::test]
+async fn a_run_until_caught_up_ends_although_the_application_goes_on() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    Shop::create(&client).await;
+    Shop::create_big(&client, 20_000).await;
+    let url = postgres.url("shop");
+    let site = Site::of_shop(&url);
+    let traffic = Traffic::start(&url, 29, 2, Some(("big", 20_000)), Duration::from_millis(2));
+    traffic.wait_for(50).await;
+    for _ in 0..3 {
+        // Within a few flushes, not when the application happens to pause.
+        tokio::time::timeout(CAUGHT_UP, site.run_until_caught_up()).await.unwrap();
+        traffic.wait_for(20).await;
+    }
+    traffic.stop().await;
+    site.run_until_caught_up().await;
+    let mut reader = Reader::start();
+    Shop::assert_mirrored(&mut reader, Engine::DuckDb, &url, &site.lake(), &["big"]).await;
+    Shop::assert_whole_transactions(&mut reader, Engine::DuckDb, &site.lake(), 30).await;
+}
+
+#[tokio::test]
+async fn a_sigterm_during_the_first_load_ends_the_daemon_and_the_next_run_loads_anew() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    Shop::create_big(&client, 500_000).await;
+    let url = postgres.url("shop");
+    let site = Site::of_shop(&url);
+    let mut daemon = site.spawn();
+    daemon.wait_status(SOON, |status| status["tables"][0]["state"] == "loading").await;
+    daemon.stop().await;
+    client.batch_execute("DELETE FROM big WHERE id % 3 = 0").await.unwrap();
+    let daemon = site.start().await;
+    Followed { postgres, client, site, daemon }.assert_equal_at_the_end(&["big"]).await;
+}
+
+#[tokio::test]
+async fn a_dropped_table_leaves_the_others_following() {
+    let mut followed = followed(
+        "CREATE TABLE orders (id int PRIMARY KEY, v text);
+         CREATE TABLE lines (id int PRIMARY KEY, v text);
+         INSERT INTO lines VALUES (1, 'one')",
+    )
+    .await;
+    followed
+        .client
+        .batch_execute(
+            "INSERT INTO lines VALUES (2, 'last');
+             DROP TABLE lines;
+             INSERT INTO orders VALUES (1, 'on we go')",
+        )
+        .await
+        .unwrap();
+    followed.daemon.wait_status(SOON, |status| rows_of(status, "public.orders") == Some(1)).await;
+    followed.assert_equal_at_the_end(&["orders"]).await;
 }

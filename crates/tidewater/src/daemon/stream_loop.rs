@@ -206,7 +206,7 @@ impl StreamLoop {
                 self.cut().await?;
             }
             if self.is_done() {
-                return Ok(());
+                return self.stop().await;
             }
             let shutdown = self.sync.shutdown.clone();
             let due = self.flush_due_at();
@@ -538,12 +538,12 @@ impl StreamLoop {
         match self.target {
             Target::Shutdown => false,
             Target::Position(position) => {
+                // What came later may still wait: under load something always does.
                 self.confirmed >= position
-                    && self.flight.is_none()
+                    && self.flight.as_ref().is_none_or(|flight| flight.clear.is_empty())
                     && self.loads.is_empty()
                     // A load that has ended may still wait in the channel to join the stream.
                     && !self.tables.values().any(|table| table.loading)
-                    && !self.router.has_changes()
                     && !self.clearing()
             }
         }
