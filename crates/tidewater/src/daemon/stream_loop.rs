@@ -115,6 +115,8 @@ struct Flight {
     point: CommitPoint,
     began: Instant,
     answers: FuturesUnordered<Answer>,
+    /// When its oldest transaction was committed.
+    oldest_commit: Option<i64>,
     /// Tables that leave `sync_state.json` when it lands.
     clear: Vec<u32>,
 }
@@ -138,7 +140,7 @@ pub struct StreamLoop {
     flight: Option<Flight>,
     /// When the oldest change that is in no cut yet arrived.
     waiting_since: Option<Instant>,
-    /// When the transaction of the oldest change that is not in the lake was committed.
+    /// When the transaction of the oldest change that is in no cut yet was committed.
     oldest_commit: Option<i64>,
     last_commit: CommitPoint,
     /// The source's end of WAL as last heard.
@@ -349,8 +351,13 @@ impl StreamLoop {
     /// Cuts here for every table with changes, and sends the commits on their way.
     async fn cut(&mut self) -> Result<(), SyncError> {
         let point = self.last_commit;
-        let mut flight =
-            Flight { point, began: Instant::now(), answers: FuturesUnordered::new(), clear: Vec::new() };
+        let mut flight = Flight {
+            point,
+            began: Instant::now(),
+            answers: FuturesUnordered::new(),
+            oldest_commit: self.oldest_commit.take(),
+            clear: Vec::new(),
+        };
         for (relation, changes) in self.router.cut() {
             if let Some(changes) = changes {
                 self.apply(relation, changes).await?;
@@ -412,11 +419,6 @@ impl StreamLoop {
         metrics::histogram!(telemetry::SYNC_COMMIT_SECONDS, "database" => self.sync.database.clone())
             .record(flight.began.elapsed().as_secs_f64());
         self.confirm(flight.point.end_lsn).await?;
-        if self.waiting_since.is_none() {
-            self.oldest_commit = None;
-        } else {
-            self.oldest_commit = Some(self.last_commit.commit_time);
-        }
         Ok(())
     }
 
@@ -579,9 +581,11 @@ impl StreamLoop {
 
     async fn tick(&mut self) -> Result<(), SyncError> {
         self.ticks += 1;
-        let idle = self.oldest_commit.is_none() && self.flight.is_none();
+        let in_flight = self.flight.as_ref().and_then(|flight| flight.oldest_commit);
+        let oldest_commit = in_flight.or(self.oldest_commit);
+        let idle = oldest_commit.is_none() && self.flight.is_none();
         let lag_bytes = if idle { 0 } else { self.source_end.bytes_since(self.confirmed) };
-        let lag_seconds = self.oldest_commit.map_or(0.0, seconds_since);
+        let lag_seconds = oldest_commit.map_or(0.0, seconds_since);
         for table in self.tables.values() {
             let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
             table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
