@@ -4,9 +4,9 @@
 //! its sync notices only a lost connection.
 
 use super::DaemonError;
-use crate::config::{Config, CoreDatabase, Database, Tls, UrlDatabase};
+use crate::config::{Config, CoreDatabase, Database};
 use oltp_core::{Compute, CoreError, Listen, Project, ProjectOptions, find_installation};
-use postgres_connector::{SourceConfig, TlsMode};
+use postgres_connector::SourceConfig;
 use secrecy::ExposeSecret;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ pub async fn start_all(
     let mut sources = BTreeMap::new();
     for (name, database) in &config.databases {
         let source = match database {
-            Database::Url(database) => at_url(name, database)?,
+            Database::Url(database) => database.source_config().map_err(|error| source_error(name, error))?,
             Database::Core(database) => {
                 let failed = |source| DaemonError::Core { database: name.clone(), source };
                 let compute = start(config, name, database).await.map_err(failed)?;
@@ -47,21 +47,6 @@ pub async fn start_all(
 
 fn source_error(database: &str, error: postgres_connector::Error) -> DaemonError {
     DaemonError::Sync { database: database.to_owned(), source: Box::new(error.into()) }
-}
-
-/// How a configured database is reached.
-pub fn at_url(name: &str, database: &UrlDatabase) -> Result<SourceConfig, DaemonError> {
-    let password = database.password.as_ref().map(|password| password.secret_string().clone());
-    let tls = match database.tls {
-        Tls::Disable => TlsMode::Disable,
-        Tls::Prefer => TlsMode::Prefer,
-        Tls::Require => TlsMode::Require,
-        Tls::VerifyCa => TlsMode::VerifyCa,
-        Tls::VerifyFull => TlsMode::VerifyFull,
-    };
-    let ca_file = database.ca_file.as_ref().map(|path| path.to_path_buf());
-    SourceConfig::from_url(database.url.expose(), password, Some(tls), ca_file)
-        .map_err(|error| source_error(name, error))
 }
 
 async fn start(config: &Config, name: &str, database: &CoreDatabase) -> Result<Compute, CoreError> {
