@@ -11,7 +11,9 @@
 //!    └────────────────────── confirm(end of the cut) ◀────────┘
 //! ```
 
-use super::first_load::{self, LoadFailed, LoadTable, Loaded};
+mod loading;
+
+use super::first_load::{LoadFailed, LoadTable, Loaded};
 use super::plan::PlannedTable;
 use super::router::{CommitPoint, Router, Step, Stop, TransactionReplay};
 use super::source_sync::{OpenedTables, SourceSync};
@@ -464,75 +466,6 @@ impl StreamLoop {
                 self.state.enter(vec![(table.table_id.clone(), Discontinuity::Loading)]).await?;
                 Err(SyncError::ShapeChanged { table: table.planned.name.clone(), source: error })
             }
-        }
-    }
-
-    fn begin_loads(&mut self) {
-        if self.to_load.is_empty() || !self.loads.is_empty() {
-            return;
-        }
-        let mut requests = Vec::new();
-        for relation in std::mem::take(&mut self.to_load) {
-            if let Some(table) = self.tables.get(&relation) {
-                let estimated = table.planned.source.estimated_rows;
-                table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
-                    status.state = TableState::Loading { rows_done: 0, rows_estimated: Some(estimated) };
-                });
-                requests.push(table.load_request(self.sync.writer_options()));
-            }
-        }
-        let sessions = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        let slot = self.load_slot.clone();
-        let source = self.sync.source.clone();
-        self.loads.spawn(first_load::load(source, slot, requests, sessions, self.loaded.0.clone()));
-    }
-
-    /// A table's load is in the lake: what was set aside meanwhile follows, then it is live.
-    async fn join_stream(&mut self, loaded: Loaded) -> Result<(), SyncError> {
-        let Some(table) = self.tables.get_mut(&loaded.relation) else { return Ok(()) };
-        let Some(spool) = self.router.take_spool(loaded.relation) else { return Ok(()) };
-        table.show_live(&loaded.table, loaded.snapshot);
-        table.writer = Some(TableWriter::spawn(loaded.table, &self.tasks));
-        table.loading = false;
-        table.clear_at_commit = true;
-        let (schema, options) = (table.planned.schema.clone(), table.planned.builder.clone());
-        tracing::info!(table = %table.planned.name, changes = spool.messages(), "joining the stream");
-        self.router.go_live(loaded.relation, schema, options, loaded.snapshot);
-        self.first_cut = self.first_cut.max(loaded.snapshot);
-
-        let mut reader = spool.into_reader().map_err(SyncError::Spool)?;
-        let mut message = Vec::new();
-        while let Some(tag) = reader.next(&mut message).map_err(SyncError::Spool)? {
-            let bytes = Bytes::copy_from_slice(&message);
-            match self.router.spooled_message(loaded.relation, tag, &bytes)? {
-                Step::HandOver => self.hand_over().await?,
-                Step::Stopped(relation, stop) => self.stop_table(relation, stop).await?,
-                Step::Continue | Step::Committed(_) | Step::Replay(_) => {}
-            }
-        }
-        // Even without changes a cut follows: with it the table leaves `sync_state.json`.
-        self.waiting_since.get_or_insert_with(Instant::now);
-        Ok(())
-    }
-
-    async fn load_ended(
-        &mut self,
-        ended: Result<Result<(), LoadFailed>, tokio::task::JoinError>,
-    ) -> Result<(), SyncError> {
-        let LoadFailed { relation, error } = match ended {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(failed)) => failed,
-            Err(_) => return Err(SyncError::WriterGone),
-        };
-        match relation {
-            Some(relation) if !error.is_passing() => {
-                self.halt(relation, super::error::error_chain(&error)).await?;
-                // The others' load ended with it: they start over from another snapshot.
-                self.to_load =
-                    self.tables.iter().filter(|(_, table)| table.loading).map(|(id, _)| *id).collect();
-                Ok(())
-            }
-            _ => Err(error),
         }
     }
 
