@@ -8,7 +8,6 @@ from pathlib import Path
 import ten_columns
 from measurement import Aim, Row, Section, mebibytes, median
 from postgres import Postgres
-from processes import wait_for
 from tidewater import Installation
 
 TITLE = "Commits"
@@ -30,7 +29,7 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, earl
     installation = Installation(binary, postgres, place, "commits", table, flush=FLUSH)
     try:
         with installation.running() as daemon:
-            seconds = _commit_one_by_one(postgres, installation, table_rows, late + AROUND + 1)
+            seconds = commit_one_by_one(postgres, installation, table_rows, late + AROUND + 1)
         installation.check()
         memory = daemon.wait().peak_memory
     finally:
@@ -58,18 +57,21 @@ def measure(binary: Path, postgres: Postgres, place: Path, table_rows: int, earl
     return Section(TITLE, METHOD, [row], findings)
 
 
-def _commit_one_by_one(postgres: Postgres, installation: Installation, base: int, commits: int) -> list[float]:
+def commit_one_by_one(
+    postgres: Postgres, installation: Installation, base: int, commits: int, *, first: int = 0
+) -> list[float]:
+    """So many transactions, each begun when the one before is a version; `first` tells their batches apart."""
     flush = int(FLUSH.removesuffix("ms")) / 1000
-    next_version = installation.log.last() + 1
+    log = installation.log
+    seen = log.last()
     seconds = []
     with postgres.connect(autocommit=False) as session:
-        for batch in range(commits):
+        for batch in range(first, first + commits):
             session.execute(
                 "SELECT mix(%s::regclass, %s, %s, %s)", (installation.table, base, batch, TENS_PER_TRANSACTION)
             )
             clock = time.time()
             session.commit()
-            path = installation.log.path(next_version + batch)
-            wait_for(f"version {next_version + batch}", path.exists, 60, pause=0.001)
-            seconds.append(path.stat().st_mtime - clock - flush)
+            seen = log.next_of_stream(seen, 60)
+            seconds.append(log.path(seen).stat().st_mtime - clock - flush)
     return seconds

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from processes import wait_for
+
 
 @dataclass(frozen=True)
 class Version:
@@ -32,6 +34,11 @@ class Version:
     def is_load(self) -> bool:
         """Whether it holds the table as a snapshot had it, rather than changes."""
         return any(info.get("tidewater") == "LOAD" for info in self._of("commitInfo"))
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it holds changes of the stream."""
+        return any(info.get("tidewater") == "STREAM" for info in self._of("commitInfo"))
 
     @cached_property
     def rewritten(self) -> list[str]:
@@ -60,6 +67,15 @@ class DeltaLog:
         """The newest version; -1 without any."""
         names = (path.stem for path in self._folder.glob("*.json"))
         return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+    def next_of_stream(self, after: int, limit: float) -> int:
+        """The next version that holds changes, once it is there; compactions in between are passed over."""
+        number = after
+        while True:
+            number += 1
+            wait_for(f"version {number}", self.path(number).exists, limit, pause=0.001)
+            if self.version(number).is_stream:
+                return number
 
     def version(self, number: int) -> Version:
         path = self.path(number)

@@ -64,7 +64,7 @@ def _run(
 ) -> tuple[list[tuple[float, int]], list[dict]]:
     """What was committed, (clock at COMMIT, an LSN that only versions holding it are above), and what was seen."""
     sightings = place / "sightings"
-    app_id = installation.log.version(installation.log.last()).app_id
+    app_id = installation.log.version(0).app_id
     if app_id is None:
         raise Incomplete("the first version carries no txn")
     command = [sys.executable, Path(__file__).with_name("delta_follower.py"), installation.log.table, app_id, sightings]

@@ -25,6 +25,7 @@ from pathlib import Path
 import commit_cost
 import first_load
 import freshness
+import long_life
 import one_transaction
 import report
 import stream
@@ -51,6 +52,7 @@ class Sizes:
     commit_table: int
     commits: tuple[int, int]
     transaction: int
+    life: tuple[int, int]
 
     def scaled(self, factor: float) -> Sizes:
         """For trying the suite itself. Rows come in thousands, and the small tables keep enough to change."""
@@ -70,6 +72,7 @@ class Sizes:
             self.commit_table,
             (early, max(early * 3, int(late * factor))),
             rows(self.transaction),
+            (self.life[0], max(self.life[0] * 2, int(self.life[1] * factor))),
         )
 
 
@@ -84,6 +87,7 @@ QUICK = Sizes(
     commit_table=500_000,
     commits=(20, 2_000),
     transaction=1_000_000,
+    life=(100, 3_000),
 )
 FULL = Sizes(
     inserts=10_000_000,
@@ -96,6 +100,7 @@ FULL = Sizes(
     commit_table=500_000,
     commits=(20, 10_000),
     transaction=10_000_000,
+    life=(100, 30_000),
 )
 
 Measure = Callable[[Path, Postgres, Path], Section]
@@ -118,6 +123,9 @@ def measurements(sizes: Sizes) -> dict[str, Measure]:
         ),
         "transaction": lambda binary, postgres, place: one_transaction.measure(
             binary, postgres, place, sizes.transaction
+        ),
+        "life": lambda binary, postgres, place: long_life.measure(
+            binary, postgres, place, sizes.commit_table, *sizes.life
         ),
     }
 

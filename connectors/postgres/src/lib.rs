@@ -8,10 +8,11 @@
 //!                           │
 //!                       transport          TCP or unix socket, TLS
 //!                 ┌─────────┴──────────┐
-//!              Client          ReplicationSession      our own, over postgres-protocol
-//!        (tokio-postgres)              │
-//!    catalog · publication        LogicalStream        WAL messages out, positions back
-//!    heartbeat · cleanup
+//!              Client             WireSession          our own, over postgres-protocol
+//!        (tokio-postgres)         ┌────┴─────────────┐
+//!    catalog · publication  SnapshotSession  ReplicationSession
+//!    heartbeat · cleanup      COPY out               │
+//!                                              LogicalStream      WAL messages out, positions back
 //! ```
 //!
 //! The invariant that matters: **nothing here makes an application's own statement fail or wait.** Tables
@@ -23,6 +24,7 @@
 mod catalog;
 mod cleanup;
 mod client;
+mod copy_out;
 mod error;
 mod heartbeat;
 mod log_in_guard;
@@ -37,6 +39,7 @@ mod source_config;
 mod tls;
 mod transport;
 mod wire;
+mod wire_session;
 
 pub use catalog::{
     Generated, ReplicaIdentity, SkipReason, SkippedTable, SourceColumn, SourceTable, TableKind, TableListing,
@@ -44,14 +47,13 @@ pub use catalog::{
 };
 pub use cleanup::{RemovedObject, cleanup};
 pub use client::{Client, connect, server_version};
+pub use copy_out::{CopyChunk, CopyOut};
 pub use error::{Error, Result, ServerError};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use logical_stream::{Confirmer, Event, LogicalStream};
 pub use preflight::{Finding, RequestedTables, Severity, preflight};
 pub use publication::{PublicationNames, PublishedTable, ensure_publications, publication_names};
-pub use replication_session::{
-    CancelHandle, CreatedSlot, ReplicationSession, SlotOptions, StreamOptions, SystemIdentity,
-};
+pub use replication_session::{CreatedSlot, ReplicationSession, SlotOptions, StreamOptions, SystemIdentity};
 pub use slot::{
     BlockingTransaction, SlotStatus, WalStatus, current_wal_lsn, drop_slot, list_slots, slot_name,
     system_identifier, transactions_blocking,
@@ -59,3 +61,4 @@ pub use slot::{
 pub use snapshot::{CopyColumn, CtidRange, LeafTable, SnapshotSession, ctid_ranges, import_snapshot};
 pub use source_config::{Host, SourceConfig};
 pub use tls::TlsMode;
+pub use wire_session::CancelHandle;

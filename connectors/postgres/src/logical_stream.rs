@@ -18,7 +18,7 @@
 
 use crate::error::{Error, Place, Result};
 use crate::transport::Transport;
-use crate::wire::{HEADER_BYTES, Wire, broken, message_length, server_error};
+use crate::wire::{HEADER_BYTES, MAX_MESSAGE_BYTES, Wire, broken, message_length, server_error};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
@@ -29,8 +29,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use wal_decoder::Lsn;
 
-/// Postgres allocates no more than this for one value or message (`MaxAllocSize`), plus the header.
-const MAX_MESSAGE_BYTES: usize = (1 << 30) + 64;
 /// One read fills at most this; large enough that the hand-over costs nothing beside the decoding.
 const READ_BYTES: usize = 256 << 10;
 /// Below this the rest of a buffer is not worth another read.

@@ -9,12 +9,12 @@
 //! a table's physical pages, so no piece needs an index and no row is in two. The last range has no end, because the file
 //! may have grown since it was measured and rows of the snapshot may lie there.
 
-use crate::client::{Client, connect};
+use crate::copy_out::CopyOut;
 use crate::error::Result;
 use crate::object_name::{quote_identifier, quote_literal, quote_qualified};
 use crate::source_config::SourceConfig;
-use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use crate::wire::broken;
+use crate::wire_session::{Backend, WireSession};
 
 /// Timeouts that would end a long COPY or the transaction around it. Which of them exist depends on the version.
 const LIFT_TIMEOUTS: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN \
@@ -95,66 +95,63 @@ impl CopyColumn {
     }
 }
 
-/// A session that sees an exported snapshot until it is dropped.
+/// A session that sees an exported snapshot until it ends.
 pub struct SnapshotSession {
-    client: Client,
+    session: WireSession,
 }
 
 /// Opens a session inside an exported snapshot. The exporting session must still be there, without a command in between.
 pub async fn import_snapshot(config: &SourceConfig, snapshot: &str) -> Result<SnapshotSession> {
-    let client = connect(config).await?;
+    let mut session = WireSession::connect(config, Backend::Sql).await?;
     let doing = "importing a snapshot";
-    client.batch_execute(LIFT_TIMEOUTS).await.map_err(|source| client.error(doing, source))?;
+    session.command(doing, LIFT_TIMEOUTS).await?;
     // On its own: a query before it in the same message would be the transaction's first.
     let sql = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
         quote_literal(snapshot)
     );
-    client.batch_execute(&sql).await.map_err(|source| client.error(doing, source))?;
-    Ok(SnapshotSession { client })
+    session.command(doing, &sql).await?;
+    Ok(SnapshotSession { session })
 }
 
 impl SnapshotSession {
-    /// The session, for queries inside the snapshot.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
     /// The tables that hold the rows of `oid`: itself, or the leaves of a partitioned table.
-    pub async fn leaf_tables(&self, oid: u32) -> Result<Vec<LeafTable>> {
-        let doing = "measuring a table";
-        let sql = "SELECT n.nspname::text, c.relname::text, \
-                     (pg_relation_size(c.oid) / current_setting('block_size')::int8)::int8, \
-                     coalesce(m.amname, 'heap') = 'heap' \
-                   FROM (SELECT relid FROM pg_partition_tree($1::oid) WHERE isleaf UNION SELECT $1::oid) t \
-                   JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r' \
-                   JOIN pg_namespace n ON n.oid = c.relnamespace \
-                   LEFT JOIN pg_am m ON m.oid = c.relam \
-                   ORDER BY 3 DESC, 1, 2";
-        let rows =
-            self.client.query(sql, &[&oid]).await.map_err(|source| self.client.error(doing, source))?;
-        let read = |row: &tokio_postgres::Row| -> std::result::Result<LeafTable, tokio_postgres::Error> {
-            Ok(LeafTable {
-                schema: row.try_get(0)?,
-                name: row.try_get(1)?,
-                pages: u64::try_from(row.try_get::<_, i64>(2)?).unwrap_or(0),
-                is_heap: row.try_get(3)?,
-            })
+    pub async fn leaf_tables(&mut self, oid: u32) -> Result<Vec<LeafTable>> {
+        let sql = format!(
+            "SELECT n.nspname::text, c.relname::text, \
+               (pg_relation_size(c.oid) / current_setting('block_size')::int8)::int8, \
+               coalesce(m.amname, 'heap') = 'heap' \
+             FROM (SELECT relid FROM pg_partition_tree({oid}::oid) WHERE isleaf UNION SELECT {oid}::oid) t \
+             JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r' \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             LEFT JOIN pg_am m ON m.oid = c.relam \
+             ORDER BY 3 DESC, 1, 2"
+        );
+        let rows = self.session.command("measuring a table", &sql).await?;
+        let leaf = |row: Vec<Option<String>>| match <[Option<String>; 4]>::try_from(row) {
+            Ok([Some(schema), Some(name), Some(pages), Some(is_heap)]) => {
+                let pages = pages.parse().ok()?;
+                Some(LeafTable { schema, name, pages, is_heap: is_heap == "t" })
+            }
+            _ => None,
         };
-        rows.iter().map(|row| read(row).map_err(|source| self.client.error(doing, source))).collect()
+        let leaves: Option<Vec<LeafTable>> = rows.into_iter().map(leaf).collect();
+        leaves.ok_or_else(|| broken(&self.session.place, "a table's measures that cannot be read".to_owned()))
     }
 
-    /// The rows of one piece, as `COPY (FORMAT binary)` data in chunks of the server's choosing.
+    /// The rows of one piece, as `COPY (FORMAT binary)` data.
     pub async fn copy(
-        &self,
+        &mut self,
         table: &LeafTable,
         columns: &[CopyColumn],
         range: CtidRange,
-    ) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<'_>> {
-        let doing = "copying a table";
-        let sql = copy_statement(table, columns, range);
-        let rows = self.client.copy_out(&sql).await.map_err(|source| self.client.error(doing, source))?;
-        Ok(rows.map(move |chunk| chunk.map_err(|source| self.client.error(doing, source))))
+    ) -> Result<CopyOut<'_>> {
+        CopyOut::begin(&mut self.session, "copying a table", &copy_statement(table, columns, range)).await
+    }
+
+    /// Ends the session in order: the server would log a connection that is merely dropped.
+    pub async fn close(self) -> Result<()> {
+        self.session.close().await
     }
 }
 

@@ -1,7 +1,6 @@
-//! Messages of the Postgres protocol over a [`Transport`], for the replication session.
+//! Messages of the Postgres protocol over a [`Transport`], for the sessions that are our own.
 //!
-//! tokio-postgres cannot speak CopyBoth, so the replication session frames messages itself and leaves their bodies to
-//! postgres-protocol. Every read has a bound: a length that no honest server sends in that phase ends the session
+//! Messages are framed here; their bodies are left to postgres-protocol. Every read has a bound: a length that no honest server sends in that phase ends the session
 //! before a byte of it is buffered.
 
 use crate::error::{Error, Place, Result, ServerError};
@@ -14,6 +13,10 @@ use tokio_postgres::fallible_iterator::FallibleIterator;
 
 /// Answers to commands are a handful of short rows; an error's text is the longest of them.
 const MAX_REPLY_BYTES: usize = 1 << 20;
+/// Postgres allocates no more than this for one value or message (`MaxAllocSize`), plus the header.
+pub(crate) const MAX_MESSAGE_BYTES: usize = (1 << 30) + 64;
+/// Room for the usual answer.
+const REPLY_ROOM: usize = 4 << 10;
 /// `CopyBothResponse`, which postgres-protocol does not know.
 const COPY_BOTH_RESPONSE: u8 = b'W';
 /// One tag byte and a length that counts itself.
@@ -42,15 +45,22 @@ impl Wire {
         self.transport.flush().await
     }
 
+    /// Waits for more bytes, with room for `at_once` of them.
+    pub(crate) async fn read(&mut self, place: &Place, doing: &'static str, at_once: usize) -> Result<()> {
+        let lost = |source| Error::ConnectionLost { place: place.name.clone(), doing, source };
+        self.inbox.reserve(at_once);
+        match self.transport.read_buf(&mut self.inbox).await.map_err(lost)? {
+            0 => Err(lost(io::ErrorKind::UnexpectedEof.into())),
+            _ => Ok(()),
+        }
+    }
+
     /// The next message. Notices and parameter reports are for nobody here and are passed over.
     pub(crate) async fn reply(&mut self, place: &Place, doing: &'static str) -> Result<Reply> {
-        let lost = |source| Error::ConnectionLost { place: place.name.clone(), doing, source };
         loop {
             let Some(total) = whole_message(&self.inbox, MAX_REPLY_BYTES).map_err(|p| broken(place, p))?
             else {
-                if self.transport.read_buf(&mut self.inbox).await.map_err(lost)? == 0 {
-                    return Err(lost(io::ErrorKind::UnexpectedEof.into()));
-                }
+                self.read(place, doing, REPLY_ROOM).await?;
                 continue;
             };
             if self.inbox.first() == Some(&COPY_BOTH_RESPONSE) {

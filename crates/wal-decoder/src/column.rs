@@ -360,7 +360,7 @@ impl Runs {
 
     #[inline]
     fn append_utf8(&mut self, text: &[u8]) -> Result<(), ValueError> {
-        if std::str::from_utf8(text).is_err() {
+        if simdutf8::basic::from_utf8(text).is_err() {
             return Err(ValueError::NotUtf8);
         }
         let end = offset(self.bytes.len() + text.len())?;

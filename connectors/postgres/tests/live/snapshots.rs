@@ -1,11 +1,9 @@
 //! Snapshots exported by a slot and read piece by piece.
 
 use crate::server::database;
-use bytes::Bytes;
-use futures::TryStreamExt;
 use postgres_connector::{
-    CopyColumn, CtidRange, Error, LeafTable, ReplicationSession, SlotOptions, SnapshotSession, ctid_ranges,
-    import_snapshot,
+    Client, CopyColumn, CtidRange, Error, LeafTable, ReplicationSession, SlotOptions, SnapshotSession,
+    ctid_ranges, import_snapshot,
 };
 
 const EXPORTING: SlotOptions = SlotOptions { temporary: true, export_snapshot: true, failover: false };
@@ -13,13 +11,15 @@ const EXPORTING: SlotOptions = SlotOptions { temporary: true, export_snapshot: t
 const HEADER_BYTES: usize = 19;
 
 async fn copy(
-    session: &SnapshotSession,
+    session: &mut SnapshotSession,
     table: &LeafTable,
     columns: &[CopyColumn],
     range: CtidRange,
 ) -> Vec<Vec<Option<String>>> {
-    let chunks: Vec<Bytes> = session.copy(table, columns, range).await.unwrap().try_collect().await.unwrap();
-    let data = chunks.concat();
+    let (mut copy, mut data) = (session.copy(table, columns, range).await.unwrap(), Vec::new());
+    while let Some(chunk) = copy.next().await.unwrap() {
+        chunk.pieces().for_each(|piece| data.extend_from_slice(piece));
+    }
     let (mut at, mut rows) = (HEADER_BYTES, Vec::new());
     let mut take = |count: usize| {
         at += count;
@@ -39,14 +39,14 @@ async fn copy(
     }
 }
 
-async fn columns(session: &SnapshotSession, table: &str) -> Vec<CopyColumn> {
+async fn columns(client: &Client, table: &str) -> Vec<CopyColumn> {
     let sql = "SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 ORDER BY attnum";
-    let rows = session.client().query(sql, &[&table]).await.unwrap();
+    let rows = client.query(sql, &[&table]).await.unwrap();
     rows.iter().map(|row| CopyColumn { name: row.get(0), type_oid: row.get(1), binary: false }).collect()
 }
 
-async fn oid(session: &SnapshotSession, table: &str) -> u32 {
-    session.client().query_one("SELECT $1::text::regclass::oid", &[&table]).await.unwrap().get(0)
+async fn oid(client: &Client, table: &str) -> u32 {
+    client.query_one("SELECT $1::text::regclass::oid", &[&table]).await.unwrap().get(0)
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn every_worker_sees_exactly_what_was_there_when_the_slot_was_made() {
         )
         .await
         .unwrap();
-    let workers = [
+    let mut workers = [
         import_snapshot(&config, &snapshot).await.unwrap(),
         import_snapshot(&config, &snapshot).await.unwrap(),
     ];
@@ -82,14 +82,14 @@ async fn every_worker_sees_exactly_what_was_there_when_the_slot_was_made() {
     exporter.identify_system().await.unwrap();
     assert!(matches!(import_snapshot(&config, &snapshot).await, Err(Error::Server { .. })));
 
-    let plain = workers[0].leaf_tables(oid(&workers[0], "public.plain").await).await.unwrap();
+    let plain = workers[0].leaf_tables(oid(&client, "public.plain").await).await.unwrap();
     assert_eq!(plain.len(), 1);
     let ranges = ctid_ranges(plain[0].pages, 30);
     assert!(ranges.len() > 3, "{ranges:?}");
     let mut ids = Vec::new();
     for (piece, range) in ranges.into_iter().enumerate() {
-        let worker = &workers[piece % 2];
-        for row in copy(worker, &plain[0], &columns(worker, "public.plain").await, range).await {
+        let worker = &mut workers[piece % 2];
+        for row in copy(worker, &plain[0], &columns(&client, "public.plain").await, range).await {
             assert_eq!(row[1].as_ref().unwrap().len(), 500);
             ids.push(row[0].as_ref().unwrap().parse::<i32>().unwrap());
         }
@@ -97,12 +97,12 @@ async fn every_worker_sees_exactly_what_was_there_when_the_slot_was_made() {
     ids.sort_unstable();
     assert_eq!(ids, (1..=2000).filter(|id| id % 10 != 0).collect::<Vec<_>>());
 
-    let leaves = workers[1].leaf_tables(oid(&workers[1], "public.parts").await).await.unwrap();
+    let leaves = workers[1].leaf_tables(oid(&client, "public.parts").await).await.unwrap();
     assert_eq!(leaves.len(), 2);
-    let list = columns(&workers[1], "public.parts").await;
+    let list = columns(&client, "public.parts").await;
     let mut rows = 0;
     for leaf in &leaves {
-        for row in copy(&workers[1], leaf, &list, CtidRange::WHOLE).await {
+        for row in copy(&mut workers[1], leaf, &list, CtidRange::WHOLE).await {
             let id: i32 = row[0].as_ref().unwrap().parse().unwrap();
             assert_eq!(row[1].as_deref(), Some(if id % 2 == 0 { "eu" } else { "us" }));
             rows += 1;
@@ -129,9 +129,9 @@ async fn text_is_what_the_type_prints_and_not_what_a_cast_makes_of_it() {
         .unwrap();
     let mut exporter = ReplicationSession::connect(&config).await.unwrap();
     let slot = exporter.create_logical_slot("snapshot_text_1", EXPORTING).await.unwrap();
-    let session = import_snapshot(&config, &slot.snapshot.unwrap()).await.unwrap();
-    let table = session.leaf_tables(oid(&session, "public.odd").await).await.unwrap().remove(0);
-    let rows = copy(&session, &table, &columns(&session, "public.odd").await, CtidRange::WHOLE).await;
+    let mut session = import_snapshot(&config, &slot.snapshot.unwrap()).await.unwrap();
+    let table = session.leaf_tables(oid(&client, "public.odd").await).await.unwrap().remove(0);
+    let rows = copy(&mut session, &table, &columns(&client, "public.odd").await, CtidRange::WHOLE).await;
     let row: Vec<Option<&str>> = rows[0].iter().map(Option::as_deref).collect();
     let expected = [
         "ab   ",

@@ -19,7 +19,6 @@ use super::plan::PlannedTable;
 use super::table_writer::Shown;
 use crate::status::TableState;
 use delta_writer::{FinishedWorker, MirrorTable, TableDefinition, TableLoad, TableLocation, WriterOptions};
-use futures::StreamExt;
 use postgres_connector::{
     CtidRange, LeafTable, ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, ctid_ranges,
     import_snapshot,
@@ -74,7 +73,7 @@ struct Piece {
 }
 
 /// Cuts a table, or all leaves of a partitioned one, into pieces.
-async fn pieces(session: &SnapshotSession, relation: u32) -> Result<VecDeque<Piece>, SyncError> {
+async fn pieces(session: &mut SnapshotSession, relation: u32) -> Result<VecDeque<Piece>, SyncError> {
     let mut pieces = VecDeque::new();
     for leaf in session.leaf_tables(relation).await? {
         let ranges =
@@ -146,7 +145,7 @@ pub async fn load(
 
     let mut underway = Vec::with_capacity(tables.len());
     for request in tables {
-        let pieces = match imported.first() {
+        let pieces = match imported.first_mut() {
             Some(session) => pieces(session, request.planned.relation).await?,
             None => VecDeque::new(),
         };
@@ -177,7 +176,7 @@ pub async fn load(
 
 /// One session: its share of every table, in order.
 async fn work(
-    session: SnapshotSession,
+    mut session: SnapshotSession,
     tables: Arc<Vec<Underway>>,
     everyone: usize,
     position: Lsn,
@@ -185,17 +184,18 @@ async fn work(
 ) -> Result<(), LoadFailed> {
     for table in tables.iter() {
         let relation = table.request.planned.relation;
-        let done = share(&session, table, everyone, position).await.map_err(LoadFailed::at(relation))?;
+        let done = share(&mut session, table, everyone, position).await.map_err(LoadFailed::at(relation))?;
         if let Some(done) = done {
             loaded.send(done).await.map_err(|_| SyncError::WriterGone)?;
         }
     }
+    session.close().await?;
     Ok(())
 }
 
 /// Copies pieces of a table until none is left; whoever is the last commits.
 async fn share(
-    session: &SnapshotSession,
+    session: &mut SnapshotSession,
     table: &Underway,
     everyone: usize,
     position: Lsn,
@@ -226,16 +226,16 @@ async fn share(
 }
 
 async fn copy(
-    session: &SnapshotSession,
+    session: &mut SnapshotSession,
     table: &Underway,
     piece: &Piece,
     worker: &mut delta_writer::LoadWorker,
 ) -> Result<(), SyncError> {
     let planned = &table.request.planned;
     let mut decoder = CopyDecoder::new(planned.schema.clone(), planned.builder.clone());
-    let mut bytes = std::pin::pin!(session.copy(&piece.leaf, &planned.copy_columns(), piece.range).await?);
-    while let Some(chunk) = bytes.next().await {
-        decoder.push(&chunk?)?;
+    let mut rows = session.copy(&piece.leaf, &planned.copy_columns(), piece.range).await?;
+    while let Some(chunk) = rows.next().await? {
+        chunk.pieces().try_for_each(|piece| decoder.push(piece))?;
         if decoder.rows() >= BATCH_ROWS || decoder.byte_size() >= BATCH_BYTES {
             hand_over(&mut decoder, table, worker).await?;
         }
