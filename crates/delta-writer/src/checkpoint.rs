@@ -52,6 +52,11 @@ impl CheckpointFile {
         Some(CheckpointFile { path, size, part: part.parse().ok()?, parts: parts.parse().ok()? })
     }
 
+    /// Where it lies.
+    pub fn into_path(self) -> Path {
+        self.path
+    }
+
     /// Whether the checkpoint this file belongs to is there as a whole.
     pub fn is_complete_in(&self, files: &[CheckpointFile]) -> bool {
         files.iter().filter(|file| file.parts == self.parts && file.part <= file.parts).count()

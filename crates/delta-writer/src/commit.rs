@@ -208,6 +208,7 @@ impl MirrorTable {
             bytes_added: flush.sealed.iter().map(|file| file.add.size.max(0).unsigned_abs()).sum(),
         };
         self.state.advance(actions)?;
+        self.note_emptied(&changes.gone);
         for path in &changes.gone {
             self.vectors.forget(path);
         }
@@ -299,7 +300,7 @@ impl MirrorTable {
             blind: changes.removes.is_empty(),
             rows_added: changes.rows_added,
             rows_deleted: changes.rows_deleted,
-            spec,
+            info: &spec.info,
         });
         let mut actions = vec![Action::CommitInfo(info), Action::Txn(txn_of(spec))];
         actions.extend(changes.removes.iter().cloned().map(Action::Remove));
@@ -390,11 +391,12 @@ pub(crate) struct CommitFacts<'a> {
     pub blind: bool,
     pub rows_added: u64,
     pub rows_deleted: u64,
-    pub spec: &'a CommitSpec,
+    /// What else the commit says of itself.
+    pub info: &'a Map<String, Value>,
 }
 
 pub(crate) fn commit_info_of(facts: &CommitFacts<'_>) -> Map<String, Value> {
-    let mut info = facts.spec.info.clone();
+    let mut info = facts.info.clone();
     info.insert("timestamp".into(), chrono::Utc::now().timestamp_millis().into());
     info.insert("operation".into(), facts.operation.into());
     info.insert("operationParameters".into(), json!({}));

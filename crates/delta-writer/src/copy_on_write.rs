@@ -10,8 +10,6 @@ use crate::deletion_vector::DeletionVector;
 use crate::error::{DeltaError, Result};
 use crate::mirror_table::MirrorTable;
 use crate::row_reader::RowReader;
-use arrow::array::BooleanArray;
-use arrow::compute::filter_record_batch;
 use std::sync::Arc;
 
 /// Makes the file actions of a flush by rewriting every file that lost rows.
@@ -65,17 +63,8 @@ async fn copy_without(
     let columns: Vec<usize> = (0..table.definition.schema.fields().len()).collect();
     let schema = Arc::clone(&table.definition.schema);
     let mut reader = RowReader::open(&table.location, &schema, add, &columns, None).await?;
-    let mut row = 0;
     let mut copied = 0;
-    while let Some(batch) = reader.next().await? {
-        let first: u64 = row;
-        row += batch.num_rows() as u64;
-        let alive: BooleanArray = (first..row).map(|row| Some(!dead.contains(row))).collect();
-        let batch =
-            filter_record_batch(&batch, &alive).map_err(DeltaError::arrow("leave deleted rows out"))?;
-        if batch.num_rows() == 0 {
-            continue;
-        }
+    while let Some(batch) = reader.next_live(dead).await? {
         copied += batch.num_rows() as u64;
         table.append_and_stage(sink, batch).await?;
     }

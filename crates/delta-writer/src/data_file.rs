@@ -38,6 +38,9 @@ const ROW_GROUP_ROWS: usize = 1_000_000;
 /// A row group is held in memory until it is full, so fat rows make smaller groups.
 const ROW_GROUP_BYTES: usize = 32 << 20;
 
+/// What the store's writer gathers before it sends a part, by default.
+const UPLOAD_PART: usize = 10 << 20;
+
 type PartitionValues = BTreeMap<String, Option<String>>;
 
 /// A closed data file that no commit names yet.
@@ -118,6 +121,12 @@ impl DataFileWriter {
         self.bytes
     }
 
+    /// What of the file is still in memory: the open row group, and the part that the store takes next.
+    pub fn bytes_in_memory(&mut self) -> usize {
+        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner);
+        writer.memory_size() + writer.bytes_written().min(UPLOAD_PART)
+    }
+
     /// Appends rows (without partition columns).
     pub async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         // Names and nullability may differ from the declared schema in metadata only; the file has one schema.
@@ -192,6 +201,16 @@ impl FileSink {
         self.open = None;
         self.sealed.clear();
         self.numbers.clear();
+    }
+
+    /// What is written and still in memory.
+    pub fn bytes_in_memory(&mut self) -> usize {
+        self.open.as_mut().map_or(0, |(_, writer)| writer.bytes_in_memory())
+    }
+
+    /// Whether nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_none() && self.sealed.is_empty()
     }
 
     /// The closed files so far.

@@ -117,6 +117,16 @@ impl DeletionVector {
         self.rows.is_empty()
     }
 
+    /// Deletes rows that lie beside each other.
+    pub fn insert_range(&mut self, rows: Range<u64>) {
+        self.rows.insert_range(rows);
+    }
+
+    /// Whether every row deleted here is deleted in `other`.
+    pub fn is_subset(&self, other: &Self) -> bool {
+        self.rows.is_subset(&other.rows)
+    }
+
     /// Deletes what `other` deletes, too.
     pub fn union(&mut self, other: &Self) {
         self.rows |= &other.rows;

@@ -17,6 +17,7 @@ use crate::error::{DeltaError, Result};
 use crate::key_index::{FileId, KeyHash, RowAddress};
 use crate::lake::TableLocation;
 use crate::mirror_table::MirrorTable;
+use crate::pending_budget::PendingShare;
 use crate::pending_rows::{PendingRow, PendingRows};
 use crate::segment;
 use crate::table_definition::TableDefinition;
@@ -40,6 +41,8 @@ pub(crate) struct Flush {
     pub truncated: bool,
     /// Numbers for files of a table without an index.
     next_file: u32,
+    /// What of the shared budget it takes.
+    share: PendingShare,
 }
 
 /// A committed file in which rows were looked up.
@@ -77,7 +80,13 @@ impl Flush {
             touched: HashMap::new(),
             truncated: false,
             next_file: 0,
+            share: options.pending_budget.share(),
         }
+    }
+
+    /// Whether no change was taken in since the last commit.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.sink.is_empty() && self.deleted.is_empty() && !self.truncated
     }
 
     pub fn clear(&mut self) {
@@ -86,6 +95,13 @@ impl Flush {
         self.deleted.clear();
         self.touched.clear();
         self.truncated = false;
+        self.share.set(0);
+    }
+
+    /// Tells the shared budget what is held now. True if that is more than this table's part of it.
+    fn is_over_its_share(&mut self) -> bool {
+        self.share.set(self.pending.bytes() + self.sink.bytes_in_memory());
+        self.share.is_exceeded()
     }
 
     /// Takes the row of `key` away. `stored` is what the index answered.
@@ -130,7 +146,12 @@ impl MirrorTable {
                 continue;
             }
             self.apply_segment(part).await?;
-            if self.flush.pending.bytes() > self.options.pending_bytes {
+            if self.flush.is_over_its_share() {
+                // An open file holds its last rows in memory, so it ends here: a compaction joins it with others.
+                self.seal_pending().await?;
+                self.flush.sink.close().await?;
+                self.flush.is_over_its_share();
+            } else if self.flush.pending.bytes() > self.options.pending_bytes {
                 self.seal_pending().await?;
             }
         }

@@ -16,15 +16,18 @@
 //! *Errors leave the flush half applied.* After an error of [`apply`](MirrorTable::apply) or
 //! [`write`](MirrorTable::write) call [`abandon`](MirrorTable::abandon) (or drop the table) and start the flush over.
 
+use crate::action::Metadata;
 use crate::checkpoint::Checkpoint;
+use crate::compaction::CompactionState;
 use crate::deletion_vector::DeletionVector;
 use crate::error::{DeltaError, Result};
+use crate::expiry::{Expiry, OldestVersion};
 use crate::flush::Flush;
 use crate::index_recovery;
 use crate::key_index::{KeyIndex, KeyIndexError};
 use crate::lake::TableLocation;
 use crate::log;
-use crate::table_definition::TableDefinition;
+use crate::table_definition::{TableDefinition, retention_properties};
 use crate::table_state::{TableState, TableStats};
 use crate::vector_cache::VectorCache;
 use crate::writer_options::WriterOptions;
@@ -46,6 +49,7 @@ pub struct MirrorTable {
     /// Puts that may have ended without an answer since the last commit: version and commitId.
     pub(crate) unsettled: Vec<(i64, String)>,
     pub(crate) last_checkpoint: Option<i64>,
+    pub(crate) compaction: CompactionState,
 }
 
 /// What the table waits for.
@@ -119,6 +123,7 @@ impl MirrorTable {
             phase: Phase::Collecting,
             unsettled: Vec::new(),
             last_checkpoint,
+            compaction: CompactionState::default(),
         }
     }
 
@@ -167,14 +172,38 @@ impl MirrorTable {
     /// A checkpoint of the present version, if one is due. Write it on a task of its own.
     pub fn due_checkpoint(&mut self) -> Option<Checkpoint> {
         let since = self.state.version - self.last_checkpoint.unwrap_or(0);
-        let due = i64::try_from(self.options.checkpoint_every).unwrap_or(i64::MAX).max(1);
-        (since >= due).then(|| self.checkpoint())
+        (since >= self.options.checkpoint_every()).then(|| self.checkpoint())
     }
 
     /// A checkpoint of the present version.
     pub fn checkpoint(&mut self) -> Checkpoint {
         self.last_checkpoint = Some(self.state.version);
         Checkpoint::new(self.location.clone(), self.state.clone(), self.options.retention)
+    }
+
+    /// The removal of versions that are older than what is promised, and of their files. Run it on a task of
+    /// its own, one at a time.
+    pub fn expiry(&self) -> Expiry {
+        Expiry::new(self.location.clone(), self.options.clone(), self.state.clone())
+    }
+
+    /// Whether the log has grown to `max_versions`, so that an expiry is due.
+    pub fn is_too_long(&self, oldest: OldestVersion) -> bool {
+        oldest.is_too_far_back(self.state.version, &self.options)
+    }
+
+    /// The metadata with the present retention, if the table says another.
+    pub(crate) fn renewed_metadata(&self) -> Option<Metadata> {
+        let mut metadata = self.state.metadata.clone();
+        metadata.configuration.extend(retention_properties(self.options.retention));
+        (metadata != self.state.metadata).then_some(metadata)
+    }
+
+    /// Takes over properties that a commit of ours has just changed.
+    pub(crate) fn renew_definition(&mut self) -> Result<()> {
+        let (protocol, metadata) = (&self.state.protocol, &self.state.metadata);
+        self.definition = Arc::new(TableDefinition::from_log(self.location.uri(), protocol, metadata)?);
+        Ok(())
     }
 
     /// Refuses changes while a written flush waits for its commit, and after the index failed.

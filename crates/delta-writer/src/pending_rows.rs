@@ -77,6 +77,11 @@ impl PendingRows {
         }
     }
 
+    /// Whether no batch was begun.
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
     /// A batch filled earlier.
     pub fn rows(&self, batch: usize) -> Option<&RecordBatch> {
         self.batches.get(batch)?.rows.as_ref()

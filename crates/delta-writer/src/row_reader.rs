@@ -6,21 +6,25 @@
 //! have is null, and partition columns come from the log.
 
 use crate::action::Add;
+use crate::deletion_vector::DeletionVector;
 use crate::error::{DeltaError, Result};
 use crate::lake::TableLocation;
 use crate::parquet_source::ParquetSource;
 use crate::partition_value;
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
-use arrow::compute::cast;
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{Schema, SchemaRef};
 use futures::TryStreamExt;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use parquet::arrow::async_reader::{ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
+use parquet::file::metadata::ParquetMetaData;
 use std::sync::Arc;
 
-/// Rows read at a time. Small, because one row may hold megabytes.
+/// Rows read at a time...
 const ROWS_PER_BATCH: usize = 4096;
+/// ...or fewer, where rows are large: one may hold megabytes.
+const BYTES_PER_BATCH: i64 = 8 << 20;
 
 /// What fills a column of the table.
 enum Source {
@@ -38,6 +42,8 @@ pub(crate) struct RowReader {
     schema: SchemaRef,
     sources: Vec<Source>,
     batches: ParquetRecordBatchStream<ParquetSource>,
+    /// Rows given so far.
+    given: u64,
 }
 
 impl RowReader {
@@ -78,9 +84,9 @@ impl RowReader {
             let total = builder.metadata().file_metadata().num_rows().max(0).unsigned_abs() as usize;
             builder = builder.with_row_selection(select(rows, total));
         }
-        let batches =
-            builder.with_projection(mask).with_batch_size(ROWS_PER_BATCH).build().map_err(failed)?;
-        Ok(RowReader { path: add.path.clone(), schema, sources, batches })
+        let rows_at_once = rows_per_batch(builder.metadata());
+        let batches = builder.with_projection(mask).with_batch_size(rows_at_once).build().map_err(failed)?;
+        Ok(RowReader { path: add.path.clone(), schema, sources, batches, given: 0 })
     }
 
     /// The columns it gives.
@@ -97,6 +103,7 @@ impl RowReader {
         })?;
         let Some(read) = read else { return Ok(None) };
         let rows = read.num_rows();
+        self.given += rows as u64;
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.sources.len());
         for (source, field) in self.sources.iter().zip(self.schema.fields()) {
             columns.push(match source {
@@ -116,12 +123,34 @@ impl RowReader {
             .map_err(DeltaError::arrow("read rows of a data file"))
     }
 
+    /// The next rows that `dead` does not mark, `None` at the end. For a reader of all rows.
+    pub async fn next_live(&mut self, dead: &DeletionVector) -> Result<Option<RecordBatch>> {
+        loop {
+            let first = self.given;
+            let Some(batch) = self.next().await? else { return Ok(None) };
+            let alive: BooleanArray = (first..self.given).map(|row| Some(!dead.contains(row))).collect();
+            let batch =
+                filter_record_batch(&batch, &alive).map_err(DeltaError::arrow("leave deleted rows out"))?;
+            if batch.num_rows() > 0 {
+                return Ok(Some(batch));
+            }
+        }
+    }
+
     fn misread(&self) -> DeltaError {
         DeltaError::CorruptLog {
             path: self.path.clone(),
             reason: "the file lost a column while it was read".into(),
         }
     }
+}
+
+/// As many rows as fill a batch, going by the file's average.
+fn rows_per_batch(file: &ParquetMetaData) -> usize {
+    let bytes: i64 = file.row_groups().iter().map(|group| group.total_byte_size().max(0)).sum();
+    let row_bytes = bytes / file.file_metadata().num_rows().max(1);
+    let rows = BYTES_PER_BATCH / row_bytes.max(1);
+    usize::try_from(rows).unwrap_or(ROWS_PER_BATCH).clamp(1, ROWS_PER_BATCH)
 }
 
 /// Runs of rows to skip and to read.

@@ -7,15 +7,21 @@ use crate::action::{Format, Metadata, Protocol};
 use crate::delta_schema;
 use crate::error::{DeltaError, Result};
 use crate::partition_value::may_partition;
+use crate::table_state::SHORT_LIVED;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Table property: the key's columns, a JSON array of lake names in key order.
 const KEY_PROPERTY: &str = "tidewater.key";
 const DELETION_VECTORS_PROPERTY: &str = "delta.enableDeletionVectors";
+/// How long versions can be read, for engines that clean the log up when they write a checkpoint.
+const LOG_RETENTION_PROPERTY: &str = "delta.logRetentionDuration";
+/// How long removed files stay, for engines that VACUUM.
+const FILE_RETENTION_PROPERTY: &str = "delta.deletedFileRetentionDuration";
 /// What this writer keeps true when it writes. Invariants and append-only come with legacy writer version 2.
 const KEPT_FEATURES: [&str; 4] = ["deletionVectors", "timestampNtz", "appendOnly", "invariants"];
 
@@ -216,6 +222,16 @@ impl TableDefinition {
             .collect();
         batch.project(&kept).map_err(DeltaError::arrow("leave partition columns out of a file"))
     }
+}
+
+/// The table properties that tell other engines to keep what can still be read.
+pub(crate) fn retention_properties(retention: Duration) -> [(String, String); 2] {
+    let interval = |duration: Duration| format!("interval {} seconds", duration.as_secs().max(1));
+    [
+        (LOG_RETENTION_PROPERTY.to_owned(), interval(retention)),
+        // Files removed young are spared for their age alone, which counts from when they were written.
+        (FILE_RETENTION_PROPERTY.to_owned(), interval(retention + SHORT_LIVED)),
+    ]
 }
 
 /// Whether a table's metadata switches deletion vectors on.

@@ -19,7 +19,7 @@ use crate::key_index::{FileId, KeyHasher, KeyIndex, RunBuilder, SealedRun};
 use crate::lake::TableLocation;
 use crate::log::{self, LoadedLog, PutOutcome};
 use crate::mirror_table::MirrorTable;
-use crate::table_definition::{TableDefinition, has_deletion_vectors};
+use crate::table_definition::{TableDefinition, has_deletion_vectors, retention_properties};
 use crate::table_state::{LOAD_OPERATION, Replay};
 use crate::vector_cache::VectorCache;
 use crate::writer_options::WriterOptions;
@@ -85,6 +85,7 @@ impl TableLoad {
         options: WriterOptions,
     ) -> Result<TableLoad> {
         definition.check(location.uri())?;
+        definition.configuration.extend(retention_properties(options.retention));
         let existing = log::load(&location).await?;
         let previous = existing.as_ref().map(|loaded| &loaded.state.metadata);
         if !definition.deletion_vectors && previous.is_some_and(has_deletion_vectors) {
@@ -146,7 +147,7 @@ impl TableLoad {
             blind: existing.is_none(),
             rows_added,
             rows_deleted: existing.as_ref().map_or(0, |loaded| loaded.state.stats().rows),
-            spec,
+            info: &spec.info,
         });
         let mut actions = vec![Action::CommitInfo(info)];
         let protocol = match &existing {

@@ -1,5 +1,6 @@
 //! How a table is written.
 
+use crate::pending_budget::PendingBudget;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,8 +21,12 @@ pub struct WriterOptions {
     pub commit_attempts: u32,
     /// Commits between two checkpoints.
     pub checkpoint_every: u64,
-    /// How long removed files stay on record for VACUUM and time travel.
+    /// How far back versions can be read, and how long removed files stay on record for VACUUM.
     pub retention: Duration,
+    /// The most versions that the log holds, whatever `retention` says.
+    pub max_versions: u64,
+    /// What this table's flush and those of the tables that share it may hold together.
+    pub pending_budget: PendingBudget,
 }
 
 impl WriterOptions {
@@ -37,6 +42,14 @@ impl WriterOptions {
             commit_attempts: 8,
             checkpoint_every: 100,
             retention: Duration::from_secs(7 * 24 * 3600),
+            max_versions: 20_000,
+            pending_budget: PendingBudget::default(),
         }
+    }
+
+    /// Commits between two checkpoints: often enough that a short log can be cut at one.
+    pub(crate) fn checkpoint_every(&self) -> i64 {
+        let every = self.checkpoint_every.min(self.max_versions / 4).max(1);
+        i64::try_from(every).unwrap_or(i64::MAX)
     }
 }

@@ -118,6 +118,19 @@ pub enum LakeSqlError {
         /// the newest version
         latest: u64,
     },
+    /// The version was there once.
+    #[error(
+        "version {version} of {table} has expired; the oldest that can be read is {earliest}. How far tables \
+         reach back is set by `lake.retention` and `lake.max_versions`"
+    )]
+    VersionExpired {
+        /// the table
+        table: TableName,
+        /// what was asked for
+        version: u64,
+        /// the oldest version that can still be read
+        earliest: u64,
+    },
     /// The moment lies before everything that the table's log still holds.
     #[error("{table} does not reach back to {asked}; its earliest version is {earliest}, of {earliest_time}")]
     BeforeFirstVersion {

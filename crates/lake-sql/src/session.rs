@@ -268,6 +268,9 @@ impl LakeSession {
             Err(failed) => failed,
         };
         match CommitLog::list(&self.lake, &folder.location).await? {
+            Some(CommitLog { earliest, .. }) if version < earliest => {
+                Err(LakeSqlError::VersionExpired { table: name.clone(), version, earliest })
+            }
             Some(CommitLog { earliest, latest, .. }) if !(earliest..=latest).contains(&version) => {
                 Err(LakeSqlError::NoSuchVersion { table: name.clone(), version, earliest, latest })
             }

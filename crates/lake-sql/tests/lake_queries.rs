@@ -250,6 +250,11 @@ async fn a_log_whose_first_commits_expired_reaches_back_to_its_checkpoint() {
     assert_eq!(csv(&lake, "SELECT count(*) FROM t").await.unwrap(), ["4"]);
     assert_eq!(csv(&lake, "SELECT count(*) FROM t VERSION AS OF 3").await.unwrap(), ["3"]);
     let message = error(&lake, "SELECT * FROM t VERSION AS OF 1").await;
+    assert!(
+        message.starts_with("version 1 of shop.public.t has expired; the oldest that can be read is 3."),
+        "{message}"
+    );
+    let message = error(&lake, "SELECT * FROM t VERSION AS OF 5").await;
     assert!(message.contains("from 3 to 4"), "{message}");
     let message = error(&lake, "SELECT * FROM t TIMESTAMP AS OF '2026-01-01 02:59'").await;
     assert!(message.contains("earliest version is 3"), "{message}");

@@ -4,6 +4,8 @@
 //! that moment. Writers only hold a short lock over plain memory, never across an await, so reporting
 //! cannot slow the sync. The report's shape is part of the contract.
 
+use chrono::{DateTime, SecondsFormat};
+use delta_writer::OldestVersion;
 use serde::{Deserialize, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -103,6 +105,8 @@ pub struct TableStatus {
     pub lag_seconds: Option<f64>,
     /// rows it holds, or has loaded so far
     pub rows: Option<u64>,
+    /// the oldest version that can be read, and when it was committed
+    pub oldest: Option<OldestVersion>,
     /// the last error, until it is overcome
     pub error: Option<String>,
 }
@@ -121,6 +125,7 @@ impl TableStatus {
             lag_bytes: None,
             lag_seconds: None,
             rows: None,
+            oldest: None,
             error: None,
         }
     }
@@ -180,6 +185,12 @@ pub struct TableReport {
     pub lag_seconds: Option<f64>,
     /// rows it holds
     pub rows: Option<u64>,
+    /// the oldest version that can be read
+    #[serde(default)]
+    pub oldest_version: Option<i64>,
+    /// when that version was committed, as `2026-11-20T10:00:00.000Z`
+    #[serde(default)]
+    pub oldest_timestamp: Option<String>,
     /// the last error
     pub error: Option<String>,
 }
@@ -361,6 +372,11 @@ impl From<&TableStatus> for TableReport {
             lag_bytes: status.lag_bytes,
             lag_seconds: status.lag_seconds,
             rows: status.rows.or_else(|| status.state.load().map(|(done, _)| done)),
+            oldest_version: status.oldest.map(|oldest| oldest.version),
+            oldest_timestamp: status
+                .oldest
+                .and_then(|oldest| DateTime::from_timestamp_millis(oldest.committed_at))
+                .map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true)),
             error: status.error.clone(),
         }
     }

@@ -18,6 +18,14 @@ pub const SYNC_ROWS_TOTAL: &str = "tidewater_sync_rows_total";
 pub const SYNC_COMMIT_SECONDS: &str = "tidewater_sync_commit_seconds";
 /// WAL that a slot makes its source keep, in bytes.
 pub const SYNC_SLOT_RETAINED_WAL_BYTES: &str = "tidewater_sync_slot_retained_wal_bytes";
+/// Data files of a lake table.
+pub const LAKE_FILES: &str = "tidewater_lake_files";
+/// Rows of a lake table for each of its files, deleted ones included.
+pub const LAKE_ROWS_PER_FILE: &str = "tidewater_lake_rows_per_file";
+/// Part of a lake table's rows that are deleted and not yet compacted away, from 0 to 1.
+pub const LAKE_DELETED_SHARE: &str = "tidewater_lake_deleted_share";
+/// Compactions committed to a lake table.
+pub const LAKE_COMPACTIONS_TOTAL: &str = "tidewater_lake_compactions_total";
 
 /// From a local disk's milliseconds to an object store in trouble.
 const COMMIT_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -83,4 +91,8 @@ fn describe() {
     describe_counter!(SYNC_ROWS_TOTAL, Unit::Count, "Row changes committed to the table");
     describe_histogram!(SYNC_COMMIT_SECONDS, Unit::Seconds, "Time that the commits of one cut took");
     describe_gauge!(SYNC_SLOT_RETAINED_WAL_BYTES, Unit::Bytes, "WAL that the slot makes its source keep");
+    describe_gauge!(LAKE_FILES, Unit::Count, "Data files of the table");
+    describe_gauge!(LAKE_ROWS_PER_FILE, Unit::Count, "Rows for each data file, deleted ones included");
+    describe_gauge!(LAKE_DELETED_SHARE, "Part of the rows that are deleted and not yet compacted away");
+    describe_counter!(LAKE_COMPACTIONS_TOTAL, Unit::Count, "Compactions committed to the table");
 }

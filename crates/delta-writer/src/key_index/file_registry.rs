@@ -6,13 +6,31 @@
 use super::entry::FileId;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Gives numbers to files before the index knows them: to a compaction's, which are written on another thread.
+#[derive(Debug, Clone, Default)]
+pub struct FileNumbers(Arc<AtomicU32>);
+
+impl FileNumbers {
+    /// A number that no file of the index ever had or will have. The last number of all is given again and
+    /// again: an index that has come so far takes no more files.
+    pub fn next(&self) -> FileId {
+        let next = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| next.checked_add(1));
+        FileId(next.unwrap_or(u32::MAX))
+    }
+
+    fn peek(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// The files, with what the flush under way changed about them.
 #[derive(Debug, Default)]
 pub(super) struct FileRegistry {
     paths: HashMap<u32, Arc<str>>,
     ids: HashMap<Arc<str>, u32>,
-    next: u32,
+    numbers: FileNumbers,
     added: Vec<u32>,
     forgotten: Vec<(u32, Arc<str>)>,
 }
@@ -20,7 +38,8 @@ pub(super) struct FileRegistry {
 impl FileRegistry {
     /// The files of a manifest; `None` when a number or a path occurs twice or lies past `next`.
     pub(super) fn restore(files: Vec<(u32, String)>, next: u32) -> Option<Self> {
-        let mut registry = Self { next, ..Self::default() };
+        let numbers = FileNumbers(Arc::new(AtomicU32::new(next)));
+        let mut registry = Self { numbers, ..Self::default() };
         for (id, path) in files {
             let path: Arc<str> = path.into();
             let known_path = registry.ids.insert(Arc::clone(&path), id).is_some();
@@ -37,15 +56,24 @@ impl FileRegistry {
         if let Some(id) = self.ids.get(path) {
             return FileId(*id);
         }
-        let id = self.next;
-        if id != u32::MAX {
-            self.next += 1;
+        let id = self.numbers.next();
+        self.register(id, path);
+        id
+    }
+
+    /// What gives numbers to files that are [registered](Self::register) later.
+    pub(super) fn numbers(&self) -> FileNumbers {
+        self.numbers.clone()
+    }
+
+    /// Adds a file under a number that it was given beforehand.
+    pub(super) fn register(&mut self, id: FileId, path: &str) {
+        if id.0 != u32::MAX {
             let path: Arc<str> = path.into();
-            self.ids.insert(Arc::clone(&path), id);
-            self.paths.insert(id, path);
-            self.added.push(id);
+            self.ids.insert(Arc::clone(&path), id.0);
+            self.paths.insert(id.0, path);
+            self.added.push(id.0);
         }
-        FileId(id)
     }
 
     pub(super) fn path(&self, id: FileId) -> Option<&str> {
@@ -89,11 +117,11 @@ impl FileRegistry {
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
-        self.next == u32::MAX
+        self.next() == u32::MAX
     }
 
     pub(super) fn next(&self) -> u32 {
-        self.next
+        self.numbers.peek()
     }
 
     /// The files as of the last commit, and the new ones: a flush that may yet be discarded forgets nothing.
@@ -135,6 +163,16 @@ mod tests {
         assert_ne!(files.id("a"), first);
         let restored = FileRegistry::restore(Vec::new(), files.next()).map(|mut files| files.id("a"));
         assert!(restored > Some(first));
+    }
+
+    #[test]
+    fn a_number_given_beforehand_is_nobody_elses() {
+        let mut files = FileRegistry::default();
+        let early = files.numbers().next();
+        let other = files.id("other");
+        assert_ne!(early, other);
+        files.register(early, "early");
+        assert_eq!((files.id("early"), files.path(early)), (early, Some("early")));
     }
 
     #[test]

@@ -45,6 +45,7 @@ mod tests;
 
 pub use entry::{FileId, KeyHash, RowAddress};
 pub use error::KeyIndexError;
+pub use file_registry::FileNumbers;
 pub use key_hasher::KeyHasher;
 pub use run_builder::{RunBuilder, SealedRun};
 
@@ -88,17 +89,6 @@ enum Layer {
     /// Sorted by key, each key once.
     Entries(Vec<Entry>),
     Run(Arc<Run>),
-}
-
-/// A row that compaction moved to another file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Move {
-    /// Its key.
-    pub key: KeyHash,
-    /// Where it was.
-    pub old: RowAddress,
-    /// Where it is.
-    pub new: RowAddress,
 }
 
 impl KeyIndex {
@@ -179,6 +169,17 @@ impl KeyIndex {
     /// The number of a data file, given on first sight. Committed with the flush, or discarded with it.
     pub fn file_id(&mut self, path: &str) -> FileId {
         self.files.id(path)
+    }
+
+    /// What gives numbers to files that another thread writes, to be [registered](Self::register_file) later.
+    pub fn file_numbers(&self) -> FileNumbers {
+        self.files.numbers()
+    }
+
+    /// Adds a data file under a number that [`Self::file_numbers`] gave. Committed with the flush, or discarded
+    /// with it.
+    pub fn register_file(&mut self, id: FileId, path: &str) {
+        self.files.register(id, path);
     }
 
     /// The data file of a number, `None` when it was forgotten.
@@ -264,22 +265,6 @@ impl KeyIndex {
     pub fn truncate_staged(&mut self) {
         self.staged.clear();
         self.truncated = true;
-    }
-
-    /// Follows a compaction: stages the new place of each row that is still where it was moved from. Gives
-    /// how many were. A row that changed since has a newer place, which stays.
-    pub fn remap(&mut self, moves: &[Move]) -> Result<u64, KeyIndexError> {
-        let keys = moves.iter().map(|moved| moved.key).collect::<Vec<_>>();
-        let places = self.lookup(&keys)?;
-        let entries = moves
-            .iter()
-            .zip(places)
-            .filter(|(moved, place)| *place == Some(moved.old))
-            .map(|(moved, _)| (moved.key, moved.new))
-            .collect::<Vec<_>>();
-        let count = entries.len() as u64;
-        self.stage(entries)?;
-        Ok(count)
     }
 
     /// What is staged becomes part of the index, which from now on matches `version` of the table.

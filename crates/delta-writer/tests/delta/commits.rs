@@ -116,7 +116,7 @@ async fn an_index_left_behind_by_a_crash_catches_up_with_the_table() {
     flush(&mut table, &[Update(row(1, "DE", "y"))], 2).await.unwrap().unwrap();
     drop(table);
     let saved = bench.folder.path().join("saved");
-    copy_folder(&bench.options.index_dir, &saved);
+    support::copy_folder(&bench.options.index_dir, &saved);
     let mut table = bench.open().await;
     let list = [Update(row(1, "DE", "z")), Insert(row(50, "DE", "z")), Delete(3)];
     flush(&mut table, &list, 3).await.unwrap().unwrap();
@@ -129,19 +129,6 @@ async fn an_index_left_behind_by_a_crash_catches_up_with_the_table() {
     let rows = bench.read().await;
     assert_eq!(rows.len(), 18);
     assert!(rows.contains(&row(50, "FR", "again")) && rows.contains(&(5, None, Some("x".into()))));
-}
-
-fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// Puts every live row into one new file, last row first, as an OPTIMIZE of another engine would.

@@ -5,6 +5,8 @@
 //! | `mirror` | does a table equal its source after any changes, restarts and checkpoints? |
 //! | `column_types` | does every type survive, as data, statistics, key and value read back? |
 //! | `commits` | what do lost answers, second daemons and foreign writers do? |
+//! | `compaction` | do rows survive being moved, and deleted ones stay deleted? |
+//! | `expiry` | does every version inside the promise stay readable, and does the rest go? |
 //! | `s3` | is it the same over S3? |
 //! | `crash_points` | does dying at any durable step lose or repeat anything? |
 //!
@@ -24,8 +26,12 @@
 mod column_types;
 #[cfg(not(feature = "failpoints"))]
 mod commits;
+#[cfg(not(feature = "failpoints"))]
+mod compaction;
 #[cfg(feature = "failpoints")]
 mod crash_points;
+#[cfg(not(feature = "failpoints"))]
+mod expiry;
 #[cfg(not(feature = "failpoints"))]
 mod mirror;
 #[cfg(not(feature = "failpoints"))]

@@ -2,10 +2,10 @@
 
 use crate::support;
 use crate::support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote, UpdateKey};
+use crate::support::model::{Model, change, follow};
 use crate::support::{Bench, Change, Row, definition, flush, row};
 use delta_writer::{DeltaError, MirrorTable};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 
 #[tokio::test]
 async fn a_first_load_is_one_version_with_the_rows_of_all_workers() {
@@ -208,27 +208,13 @@ enum Step {
     Abandon(Vec<Change>),
 }
 
-fn change() -> impl Strategy<Value = Change> {
-    let id = 0..12_i64;
-    let country = prop_oneof![Just(None), "[ab]".prop_map(Some)];
-    let row = (id.clone(), country.clone(), proptest::option::of("[a-z]{0,3}"));
-    prop_oneof![
-        6 => row.clone().prop_map(Insert),
-        4 => row.clone().prop_map(Update),
-        3 => (id.clone(), country).prop_map(|(id, country)| UpdateKeepingNote(id, country)),
-        2 => (id.clone(), row).prop_map(|(id, row)| UpdateKey(id, row)),
-        4 => id.prop_map(Delete),
-        1 => Just(Truncate),
-    ]
-}
-
 fn step() -> impl Strategy<Value = Step> {
-    let batches = proptest::collection::vec(proptest::collection::vec(change(), 0..12), 1..4);
+    let batches = proptest::collection::vec(proptest::collection::vec(change(12), 0..12), 1..4);
     prop_oneof![
         8 => batches.prop_map(Step::Flush),
         2 => any::<bool>().prop_map(|lose_index| Step::Reopen { lose_index }),
         1 => Just(Step::Checkpoint),
-        1 => proptest::collection::vec(change(), 0..12).prop_map(Step::Abandon),
+        1 => proptest::collection::vec(change(12), 0..12).prop_map(Step::Abandon),
     ]
 }
 
@@ -241,47 +227,6 @@ fn setup() -> impl Strategy<Value = Setup> {
             file_rows,
         },
     )
-}
-
-type Model = BTreeMap<i64, Row>;
-
-/// Keeps the changes that a source could have made, and makes them in the model.
-fn follow(model: &mut Model, list: Vec<Change>) -> Vec<Change> {
-    let mut kept = Vec::new();
-    for change in list {
-        let possible = match &change {
-            Insert(row) => model.insert_new(row),
-            Update(row) => model.contains_key(&row.0) && model.insert(row.0, row.clone()).is_some(),
-            UpdateKeepingNote(id, country) => model.get_mut(id).map(|row| row.1 = country.clone()).is_some(),
-            UpdateKey(id, row) => {
-                let free = *id == row.0 || !model.contains_key(&row.0);
-                model.contains_key(id) && free && model.remove(id).is_some() && model.insert_new(row)
-            }
-            Delete(id) => model.remove(id).is_some(),
-            Truncate => {
-                model.clear();
-                true
-            }
-        };
-        if possible {
-            kept.push(change);
-        }
-    }
-    kept
-}
-
-trait InsertNew {
-    fn insert_new(&mut self, row: &Row) -> bool;
-}
-
-impl InsertNew for Model {
-    fn insert_new(&mut self, row: &Row) -> bool {
-        let free = !self.contains_key(&row.0);
-        if free {
-            self.insert(row.0, row.clone());
-        }
-        free
-    }
 }
 
 async fn run(setup: Setup, steps: Vec<Step>) {

@@ -1,5 +1,6 @@
 //! What the table tests share: a table of three columns, changes to it, and a reader that is not ours.
 pub mod faulty_store;
+pub mod model;
 pub mod s3_service;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
@@ -184,5 +185,19 @@ pub async fn flush(
     match table.write().await? {
         Some(flush) => Ok(Some(table.commit(flush, &spec(lsn)).await.map_err(|failure| failure.error)?)),
         None => Ok(None),
+    }
+}
+
+/// Copies a folder with everything below it.
+pub fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }

@@ -17,15 +17,18 @@ mod source_sync;
 mod spool;
 mod stream_loop;
 mod sync_state;
+mod table_upkeep;
 mod table_writer;
 
 pub use error::{DaemonError, SyncError, error_chain};
 
 use crate::config::{Config, Durability, Mode, Mount, SchemaChanges};
 use crate::status::StatusBoard;
+use delta_writer::PendingBudget;
 use postgres_connector::SourceConfig;
 use source_sync::SourceSync;
 use std::collections::BTreeMap;
+use table_upkeep::UpkeepPolicy;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +70,7 @@ async fn sync_all(
     shutdown: &CancellationToken,
 ) -> Result<(), DaemonError> {
     let mut syncs = JoinSet::new();
+    let pending_budget = PendingBudget::default();
     for (database, source) in sources {
         let entries: Vec<_> =
             config.to_lake.iter().filter(|entry| entry.database == database).cloned().collect();
@@ -79,6 +83,7 @@ async fn sync_all(
             source,
             entries,
             lake: lake.clone(),
+            upkeep: UpkeepPolicy::new(&config.lake, pending_budget.clone()),
             state_dir: config.state_dir.join(wal_decoder::folder_name(&database)),
             board: board.clone(),
             options,

@@ -15,6 +15,7 @@ use super::plan::{PlannedTable, origin_properties, plan_tables, selection};
 use super::router::Router;
 use super::stream_loop::{LiveTable, StreamLoop, Target};
 use super::sync_state::{Discontinuity, SyncState};
+use super::table_upkeep::{TableUpkeep, UpkeepPolicy};
 use super::table_writer::{Shown, TableWriter};
 use super::{RunOptions, SyncError};
 use crate::config::{FlushPolicy, ToLake};
@@ -58,6 +59,8 @@ pub struct SourceSync {
     pub flush: FlushPolicy,
     /// Where the tables go.
     pub lake: Lake,
+    /// How the tables are kept up.
+    pub upkeep: UpkeepPolicy,
     /// Key indexes and spools.
     pub state_dir: PathBuf,
     /// What everyone sees.
@@ -394,7 +397,8 @@ impl SourceSync {
                     from,
                 );
                 entry.show_live(&table, from);
-                entry.writer = Some(TableWriter::spawn(table, &opened.tasks));
+                let upkeep = TableUpkeep::new(entry.shown.clone(), self.upkeep.clone());
+                entry.writer = Some(TableWriter::spawn(table, upkeep, &opened.tasks));
             }
             _ => {
                 entry.loading = true;
@@ -407,7 +411,7 @@ impl SourceSync {
 
     /// How a table's files are written.
     pub fn writer_options(&self) -> WriterOptions {
-        WriterOptions::new(self.state_dir.join("index"))
+        self.upkeep.writer_options(self.state_dir.join("index"))
     }
 }
 

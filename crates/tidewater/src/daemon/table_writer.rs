@@ -7,8 +7,10 @@
 
 use super::SyncError;
 use super::error::{error_chain, halts_table};
+use super::table_upkeep::{TableUpkeep, UpkeepStep};
 use crate::status::{StatusBoard, TableState};
 use delta_writer::{CommitSpec, Committed, DeltaError, MirrorTable};
+use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use wal_decoder::RowChanges;
@@ -67,10 +69,11 @@ impl Shown {
 }
 
 impl TableWriter {
-    /// Starts the task that owns `table`.
-    pub fn spawn(table: MirrorTable, tasks: &TaskTracker) -> TableWriter {
+    /// Starts the task that owns `table` and keeps it up.
+    pub fn spawn(table: MirrorTable, upkeep: TableUpkeep, tasks: &TaskTracker) -> TableWriter {
         let (work, queue) = mpsc::channel(QUEUE);
-        tasks.spawn(own(table, queue));
+        let owner = Owner { table, upkeep, failure: None, between_flushes: true };
+        tasks.spawn(owner.run(queue));
         TableWriter { work }
     }
 
@@ -87,28 +90,69 @@ impl TableWriter {
     }
 }
 
-async fn own(mut table: MirrorTable, mut queue: mpsc::Receiver<Work>) {
-    // The first failure is the answer to the next commit, and the end: whoever asked opens the table anew.
-    let mut failure: Option<DeltaError> = None;
-    while let Some(work) = queue.recv().await {
-        match work {
-            Work::Apply(changes) => {
-                if failure.is_none() {
-                    failure = table.apply(changes).await.err();
+/// A table, with all that its task knows of it.
+struct Owner {
+    table: MirrorTable,
+    upkeep: TableUpkeep,
+    /// The first failure is the answer to the next commit, and the end: whoever asked opens the table anew.
+    failure: Option<DeltaError>,
+    /// Nothing was applied since the last commit: the moment for upkeep.
+    between_flushes: bool,
+}
+
+enum Next {
+    Work(Work),
+    Upkeep(UpkeepStep),
+}
+
+impl Owner {
+    async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+        self.upkeep.look_at(&mut self.table);
+        loop {
+            let quiet = self.between_flushes && self.failure.is_none();
+            let next = tokio::select! {
+                biased;
+                work = queue.recv() => match work {
+                    Some(work) => Next::Work(work),
+                    None => break,
+                },
+                step = self.upkeep.next(), if quiet => Next::Upkeep(step),
+            };
+            match next {
+                Next::Work(Work::Apply(changes)) => {
+                    self.between_flushes = false;
+                    if self.failure.is_none() {
+                        self.failure = self.table.apply(changes).await.err();
+                    }
                 }
-            }
-            Work::Commit(spec, answer) => {
-                let done = match failure.take() {
-                    Some(error) => Err(error),
-                    None => commit(&mut table, *spec).await,
-                };
-                let ended = done.is_err();
-                // Nobody listens any more only when the sync is being dropped.
-                let _ = answer.send(done.unwrap_or_else(outcome_of));
-                if ended {
-                    return;
+                Next::Work(Work::Commit(spec, answer)) => {
+                    let done = match self.failure.take() {
+                        Some(error) => Err(error),
+                        None => commit(&mut self.table, *spec).await,
+                    };
+                    let ended = done.is_err();
+                    self.between_flushes = !ended;
+                    // Nobody listens any more only when the sync is being dropped.
+                    let _ = answer.send(done.unwrap_or_else(outcome_of));
+                    if ended {
+                        break;
+                    }
+                    self.keep_up().await;
                 }
+                Next::Upkeep(step) => self.failure = self.upkeep.step(&mut self.table, step).await.err(),
             }
+        }
+        let quiet = self.between_flushes && self.failure.is_none();
+        self.upkeep.stop(&mut self.table, quiet).await;
+    }
+
+    /// Does what upkeep is ready to do now: a table that is always busy has no other moment for it.
+    async fn keep_up(&mut self) {
+        self.upkeep.look_at(&mut self.table);
+        while self.failure.is_none()
+            && let Some(step) = self.upkeep.next().now_or_never()
+        {
+            self.failure = self.upkeep.step(&mut self.table, step).await.err();
         }
     }
 }
@@ -117,14 +161,6 @@ async fn commit(table: &mut MirrorTable, spec: CommitSpec) -> Result<Outcome, De
     let Some(flush) = table.write().await? else { return Ok(Outcome::Unchanged) };
     // Retrying here gains nothing over starting again: the writer has tried for a while itself.
     let committed = table.commit(flush, &spec).await.map_err(|failure| failure.error)?;
-    if let Some(checkpoint) = table.due_checkpoint() {
-        tokio::spawn(async move {
-            if let Err(error) = checkpoint.write().await {
-                // Readers only have more commits to read until the next one.
-                tracing::warn!(error = %error_chain(&error), "a checkpoint could not be written");
-            }
-        });
-    }
     Ok(Outcome::Committed { committed, rows: table.stats().rows })
 }
 

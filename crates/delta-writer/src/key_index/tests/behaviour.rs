@@ -240,25 +240,28 @@ fn a_run_of_another_index_is_refused() {
 }
 
 #[test]
-fn compaction_moves_only_rows_that_are_still_where_they_were() {
+fn rows_moved_to_a_file_numbered_beforehand_are_found_there_but_for_those_that_went_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = KeyIndex::create(dir.path()).unwrap();
     let small = index.file_id("small");
     index.stage(entries(0..100, small)).unwrap();
     index.commit(0).unwrap();
+    let (numbers, mut moved) = (index.file_numbers(), index.run_builder());
+    let large = numbers.next();
+    (0..100).for_each(|n| moved.push(key(n), at(large, 1000 + n as u32)).unwrap());
+    let moved = moved.finish().unwrap();
     let newer = index.file_id("newer");
     index.stage(vec![(key(7), at(newer, 0))]).unwrap();
     index.commit(1).unwrap();
 
-    let large = index.file_id("large");
-    let moves = (0..100)
-        .map(|n| Move { key: key(n), old: at(small, n as u32), new: at(large, 1000 + n as u32) })
-        .collect::<Vec<_>>();
-    assert_eq!(index.remap(&moves).unwrap(), 99);
+    index.register_file(large, "large");
+    index.stage_run(moved).unwrap();
+    index.stage(vec![(key(7), at(newer, 0))]).unwrap();
     index.forget_files([small]);
     index.commit(2).unwrap();
     let found = index.lookup(&[key(6), key(7), key(8)]).unwrap();
     assert_eq!(found, [Some(at(large, 1006)), Some(at(newer, 0)), Some(at(large, 1008))]);
+    assert_eq!(index.path(large), Some("large"));
 }
 
 #[test]

@@ -13,8 +13,6 @@ enum Step {
     Truncate,
     /// Forgets one of the files that were seen.
     Forget(usize),
-    /// Moves rows; those of them that are not where the move says stay.
-    Remap(Vec<(u8, u32)>),
     Discard,
     Commit,
     Reopen,
@@ -28,7 +26,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             2 => entries().prop_map(Step::StageRun),
             1 => Just(Step::Truncate),
             1 => any::<usize>().prop_map(Step::Forget),
-            1 => entries().prop_map(Step::Remap),
             1 => Just(Step::Discard),
             8 => Just(Step::Commit),
             1 => Just(Step::Reopen),
@@ -92,30 +89,6 @@ impl Pair {
                 let id = index.file_id(&path);
                 index.forget_files([id]);
                 self.staged.retain(|_, (held, _)| *held != path);
-            }
-            Step::Remap(moves) => {
-                let (file, path) = self.new_file();
-                let index = self.index.as_mut().unwrap();
-                let mut asked = Vec::new();
-                for (n, row) in moves {
-                    if let Some(place) = self.staged.get_mut(&n) {
-                        // Half of the moves start where the row is not.
-                        let old = at(index.file_id(&place.0), place.1 + row % 2);
-                        asked.push(Move { key: key(n.into()), old, new: at(file, row) });
-                    }
-                }
-                asked.sort_by_key(|moved| moved.key);
-                asked.dedup_by_key(|moved| moved.key);
-                let moved = index.remap(&asked).unwrap();
-                let mut expected = 0;
-                for (n, place) in &mut self.staged {
-                    let asked = asked.iter().find(|moved| moved.key == key((*n).into()));
-                    if let Some(moved) = asked.filter(|moved| moved.old.row == place.1) {
-                        *place = (path.clone(), moved.new.row);
-                        expected += 1;
-                    }
-                }
-                assert_eq!(moved, expected);
             }
             Step::Discard => {
                 self.index.as_mut().unwrap().discard_staged();

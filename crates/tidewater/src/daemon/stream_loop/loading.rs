@@ -8,6 +8,7 @@ use crate::daemon::SyncError;
 use crate::daemon::error::error_chain;
 use crate::daemon::first_load::{self, LoadFailed, Loaded};
 use crate::daemon::router::Step;
+use crate::daemon::table_upkeep::TableUpkeep;
 use crate::daemon::table_writer::TableWriter;
 use crate::status::TableState;
 use bytes::Bytes;
@@ -39,7 +40,8 @@ impl StreamLoop {
         let Some(table) = self.tables.get_mut(&loaded.relation) else { return Ok(()) };
         let Some(spool) = self.router.take_spool(loaded.relation) else { return Ok(()) };
         table.show_live(&loaded.table, loaded.snapshot);
-        table.writer = Some(TableWriter::spawn(loaded.table, &self.tasks));
+        let upkeep = TableUpkeep::new(table.shown.clone(), self.sync.upkeep.clone());
+        table.writer = Some(TableWriter::spawn(loaded.table, upkeep, &self.tasks));
         table.loading = false;
         table.clear_at_commit = true;
         let (schema, options) = (table.planned.schema.clone(), table.planned.builder.clone());
