@@ -10,3 +10,4 @@ mod second_daemon;
 mod streaming;
 mod trouble;
 mod type_map;
+mod upkeep;

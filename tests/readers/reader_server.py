@@ -14,6 +14,12 @@ or null is the newest; `storage_options`: delta-rs's names, such as endpoint, ac
     {"id":3,"engine":"polars","op":"count","path":P}                   -> {"id":3,"count":2}
     {"id":4,"engine":"spark","op":"schema","path":P}                   -> {"id":4,"columns":[["id","bigint"],…]}
     {"id":5,"engine":"spark","op":"versions","path":P}  -> {"id":5,"versions":[{"version":1,"timestamp_ms":…,"operation":…},…]}
+    {"id":9,"engine":"deltalake","op":"files","path":P}                -> {"id":9,"count":3}   live data files
+
+A request that writes, for what happens to a mirror when others work on it (`task`: optimize, vacuum, checkpoint, append;
+append adds a row that is there already, once more):
+
+    {"id":10,"engine":"spark","op":"maintain","path":P,"task":"optimize"}  -> {"id":10}
 
 Requests to Postgres, answered with the same texts and figures (columns named and chosen as in the lake):
 
@@ -168,6 +174,22 @@ def versions(request):
     return {"versions": engine(request).versions(location(request))}
 
 
+def files(request):
+    return {"count": _offered(request, "files")(location(request))}
+
+
+def maintain(request):
+    _offered(request, "maintain")(location(request), request.get("task"))
+    return {}
+
+
+def _offered(request, operation):
+    found = getattr(engine(request), operation, None)
+    if found is None:
+        raise NotOffered(f"{request.get('engine')} offers no {operation}")
+    return found
+
+
 def _source(request, connection):
     table = request.get("table")
     if not isinstance(table, str):
@@ -222,6 +244,8 @@ OPERATIONS = {
     "count": count,
     "schema": schema,
     "versions": versions,
+    "files": files,
+    "maintain": maintain,
     "source_rows": source_rows,
     "source_checksum": source_checksum,
     "source_sql": source_queries,

@@ -1,6 +1,6 @@
 //! What a table's Delta log says about how far it is, read from the JSON commits themselves.
 //!
-//! No reader shows `txn` actions, so this is the one place where the harness looks into the log.
+//! No reader shows `txn` actions or what a compaction did, so this is the one place where the harness looks into the log.
 
 use std::path::Path;
 
@@ -24,8 +24,21 @@ pub fn is_behind_the_slot(database: &Path, table: &str) -> bool {
     ids.next_back().map_or(!named.is_empty(), |id| named.contains_key(id))
 }
 
+/// The actions of each commit that is a compaction by the daemon.
+pub fn compactions(table: &Path) -> Vec<Vec<Value>> {
+    let is_compaction = |actions: &Vec<Value>| {
+        actions.iter().any(|action| action["commitInfo"]["tidewater"].as_str() == Some("COMPACTION"))
+    };
+    commits(table).into_iter().filter(is_compaction).collect()
+}
+
 /// All actions of all commits, oldest first.
 fn actions(table: &Path) -> Vec<Value> {
+    commits(table).into_iter().flatten().collect()
+}
+
+/// The actions of all commits, oldest first.
+fn commits(table: &Path) -> Vec<Vec<Value>> {
     let Ok(entries) = std::fs::read_dir(table.join("_delta_log")) else { return Vec::new() };
     let mut commits: Vec<_> = entries
         .map(|entry| entry.unwrap().path())
@@ -34,9 +47,8 @@ fn actions(table: &Path) -> Vec<Value> {
     commits.sort();
     commits
         .iter()
-        .flat_map(|commit| {
-            let text = std::fs::read_to_string(commit).unwrap();
-            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
-        })
+        // Expired since the folder was listed.
+        .filter_map(|commit| std::fs::read_to_string(commit).ok())
+        .map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
         .collect()
 }

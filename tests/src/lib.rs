@@ -31,7 +31,7 @@ mod traffic;
 
 pub use comparison::{Difference, Source, assert_equal, first_difference};
 pub use daemon::{Daemon, Finished, Site, binary, free_port};
-pub use delta_log::{is_behind_the_slot, last_txn};
+pub use delta_log::{compactions, is_behind_the_slot, last_txn};
 pub use postgres::Postgres;
 pub use reader::{Engine, LakeTable, Reader};
 pub use s3_server::S3Server;

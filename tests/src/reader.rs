@@ -140,6 +140,16 @@ impl Reader {
         versions.iter().map(|version| version["version"].as_u64().unwrap()).collect()
     }
 
+    /// The number of live data files.
+    pub async fn files(&mut self, engine: Engine, table: &LakeTable) -> u64 {
+        self.ask_lake(engine, "files", table).await["count"].as_u64().unwrap()
+    }
+
+    /// Has an engine work on the table itself: `optimize`, `vacuum`, `checkpoint`, or `append` one row once more.
+    pub async fn maintain(&mut self, engine: Engine, table: &LakeTable, task: &str) {
+        self.ask(json!({"engine": engine.name(), "op": "maintain", "path": table.path, "task": task})).await;
+    }
+
     /// The rows of a Postgres table in the same texts and order as [`Reader::rows`].
     pub async fn source_rows(&mut self, dsn: &str, schema: &str, table: &str) -> Vec<Vec<Option<String>>> {
         let request = json!({"op": "source_rows", "dsn": dsn, "schema": schema, "table": table});

@@ -49,3 +49,15 @@ def versions(location):
         {"version": entry["version"], "timestamp_ms": entry.get("timestamp"), "operation": entry.get("operation")}
         for entry in _table(location).history()
     ]
+
+
+def files(location):
+    return len(_table(location).file_uris())
+
+
+def maintain(location, task):
+    if task != "checkpoint":
+        from . import NotOffered
+
+        raise NotOffered(f"delta-rs does no {task} on tables with deletion vectors")
+    _table(location).create_checkpoint()

@@ -103,3 +103,19 @@ def versions(location):
     history = session().sql(f"DESCRIBE HISTORY delta.{_quote(location.path)}")
     rows = history.selectExpr("version", "unix_millis(timestamp) AS at", "operation").collect()
     return [{"version": row.version, "timestamp_ms": row.at, "operation": row.operation} for row in rows]
+
+
+def maintain(location, task):
+    """Works on the table as a colleague would who has Spark at hand."""
+    spark, table = session(), f"delta.{_quote(location.path)}"
+    log = spark._jvm.org.apache.spark.sql.delta.DeltaLog
+    log.clearCache()
+    if task == "checkpoint":
+        log.forTable(spark._jsparkSession, location.path).checkpoint()
+        return
+    statements = {
+        "optimize": f"OPTIMIZE {table}",
+        "vacuum": f"VACUUM {table}",
+        "append": f"INSERT INTO {table} SELECT * FROM {table} LIMIT 1",
+    }
+    spark.sql(statements[task]).collect()

@@ -35,7 +35,7 @@ fn age(path: &Path, by: Duration) {
 /// Each version updates one row, deletes one and inserts one; checkpoints at every multiple of ten. Gives what
 /// each version holds.
 async fn forty_versions(bench: &Bench) -> (MirrorTable, Vec<Vec<Row>>) {
-    let mut rows: Vec<Row> = (0..50).map(|id| row(id, "DE", "first")).collect();
+    let mut rows: Vec<Row> = (0..10).map(|id| row(id, "DE", "first")).collect();
     let mut table = bench.load(definition(), &rows).await;
     let mut versions = vec![rows.clone()];
     for version in 1..=40 {
@@ -74,16 +74,17 @@ async fn a_log_over_its_limit_is_cut_at_a_checkpoint_and_every_later_version_sta
     let age = chrono::Utc::now().timestamp_millis() - oldest.committed_at;
     assert!((0..600_000).contains(&age), "{age}");
     assert_eq!(commits(&bench), (20..=40).collect::<Vec<_>>());
-    assert!(names(&table_folder(&bench)).len() < files - 20, "files of the expired versions are gone");
+    let left = names(&table_folder(&bench)).len();
+    assert!(left < files - 15, "{files} files before, {left} after: those of expired versions go");
     assert_readable_from(&bench, 20, &versions).await;
     let log = names(&table_folder(&bench).join("_delta_log"));
     assert!(!log.iter().any(|name| name.starts_with("00000000000000000010.")), "{log:?}");
 
     // Nothing more has expired; and the table goes on.
     assert_eq!(table.expiry().run().await.unwrap(), oldest);
-    flush(&mut table, &[Delete(60)], 50).await.unwrap().unwrap();
+    flush(&mut table, &[Delete(49)], 50).await.unwrap().unwrap();
     drop(table);
-    assert_eq!(bench.open().await.stats().rows, 49);
+    assert_eq!(bench.open().await.stats().rows, 9);
 }
 
 #[tokio::test]
@@ -127,12 +128,12 @@ async fn files_that_nothing_names_are_swept_once_they_are_old() {
     let before = names(&folder);
     // Two flushes die before their commit; only one of them long ago.
     for _ in 0..2 {
-        table.apply(crate::support::changes(&[Delete(60), Insert(row(900, "DE", "x"))])).await.unwrap();
+        table.apply(crate::support::changes(&[Delete(49), Insert(row(900, "DE", "x"))])).await.unwrap();
         let _died = table.write().await.unwrap().unwrap();
         table.abandon();
     }
     let left: Vec<String> = names(&folder).into_iter().filter(|name| !before.contains(name)).collect();
-    assert_eq!(left.len(), 4, "two data files and two files of vectors");
+    assert_eq!(left.len(), 4, "two data files and two files of vectors: {left:?}");
     for name in before.iter().filter(|name| !name.starts_with('_')).chain(&left[..1]).chain(&left[3..]) {
         age(&folder.join(name), 2 * DAY);
     }
