@@ -150,6 +150,13 @@ impl Reader {
         self.ask(json!({"engine": engine.name(), "op": "maintain", "path": table.path, "task": task})).await;
     }
 
+    /// What each commit in the table's log calls itself.
+    pub async fn operations(&mut self, engine: Engine, table: &LakeTable) -> Vec<String> {
+        let answer = self.ask_lake(engine, "versions", table).await;
+        let versions = answer["versions"].as_array().unwrap();
+        versions.iter().map(|version| as_text(&version["operation"])).collect()
+    }
+
     /// The rows of a Postgres table in the same texts and order as [`Reader::rows`].
     pub async fn source_rows(&mut self, dsn: &str, schema: &str, table: &str) -> Vec<Vec<Option<String>>> {
         let request = json!({"op": "source_rows", "dsn": dsn, "schema": schema, "table": table});

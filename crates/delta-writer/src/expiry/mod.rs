@@ -81,7 +81,9 @@ impl Expiry {
     pub async fn run(self) -> Result<OldestVersion> {
         let mut log = LogFolder::list(&self.location).await?;
         let now = chrono::Utc::now();
-        if let Some(cut) = self.cut(&log, now.timestamp_millis()) {
+        // Some readers give up when the checkpoint they were sent to is gone, so the cut never passes it.
+        let hint = checkpoint::read_hint(&self.location).await?.unwrap_or(i64::MAX);
+        if let Some(cut) = self.cut(&log, hint, now.timestamp_millis()) {
             self.expire_below(&mut log, cut).await?;
             tracing::debug!(table = self.location.uri(), oldest = cut, "older versions have expired");
         }
@@ -95,12 +97,13 @@ impl Expiry {
     }
 
     /// The checkpoint that becomes the oldest version; `None` if nothing has expired.
-    fn cut(&self, log: &LogFolder, now: i64) -> Option<i64> {
+    fn cut(&self, log: &LogFolder, hint: i64, now: i64) -> Option<i64> {
         let (version, newest) = (log.oldest_readable()?, log.newest()?);
         let oldest = OldestVersion { version, committed_at: log.written_at(version) };
         let too_many = oldest.is_too_far_back(newest, &self.options);
         let retention = i64::try_from(self.options.retention.as_millis()).unwrap_or(i64::MAX);
-        let complete = log.complete_checkpoints();
+        let mut complete = log.complete_checkpoints();
+        complete.retain(|(version, _)| *version <= hint);
         // A checkpoint is written after its version, so what it says is at least as old as it looks.
         let by_age = complete.iter().rev().find(|(_, at)| *at <= now.saturating_sub(retention));
         let kept = self.options.max_versions.saturating_sub(self.options.max_versions / CUT_BY).max(1);

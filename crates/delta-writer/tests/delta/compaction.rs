@@ -3,25 +3,9 @@
 use crate::support;
 use crate::support::Change::{self, Delete, Insert, Truncate, Update, UpdateKeepingNote};
 use crate::support::model::{Model, change, follow};
-use crate::support::{Bench, Row, definition, flush, row, rows_batch, spec};
-use delta_writer::{Compaction, DeltaError, MirrorTable, TableDefinition, TableLoad};
+use crate::support::{Bench, Row, definition, flush, hundred_rows, row, spec};
+use delta_writer::{Compaction, DeltaError, MirrorTable, TableDefinition};
 use proptest::prelude::*;
-
-/// Ten rows in each of ten files: more small files than a table should have.
-async fn many_files(bench: &Bench, definition: TableDefinition) -> MirrorTable {
-    let load = TableLoad::begin(bench.location(), definition, bench.options.clone()).await.unwrap();
-    let mut workers = Vec::new();
-    for part in hundred_rows().chunks(10) {
-        let mut worker = load.worker();
-        worker.write(rows_batch(part)).await.unwrap();
-        workers.push(worker.finish().await.unwrap());
-    }
-    load.commit(workers, &spec(1)).await.unwrap()
-}
-
-fn hundred_rows() -> Vec<Row> {
-    (0..100).map(|id| row(id, "DE", "first")).collect()
-}
 
 fn partitioned() -> TableDefinition {
     TableDefinition { partition_by: vec!["country".into()], ..definition() }
@@ -36,7 +20,7 @@ async fn compact(table: &mut MirrorTable) {
 #[tokio::test]
 async fn small_files_become_one_and_every_row_is_found_again() {
     let bench = Bench::new();
-    let mut table = many_files(&bench, definition()).await;
+    let mut table = bench.load_many_files(definition()).await;
     flush(&mut table, &[Delete(5), Update(row(15, "FR", "second"))], 2).await.unwrap().unwrap();
     assert_eq!(table.stats().files, 11);
     compact(&mut table).await;
@@ -59,7 +43,7 @@ async fn small_files_become_one_and_every_row_is_found_again() {
 async fn rows_deleted_and_changed_while_a_compaction_runs_stay_so() {
     for definition in [definition(), partitioned()] {
         let bench = Bench::new();
-        let mut table = many_files(&bench, definition).await;
+        let mut table = bench.load_many_files(definition).await;
         let compaction = table.begin_compaction().unwrap();
         // Two flushes, so that an updated row is updated again in a file that came meanwhile.
         let list = [Delete(0), Delete(55), Update(row(20, "DE", "second")), Delete(30), Delete(31)];
@@ -100,7 +84,7 @@ async fn rows_deleted_and_changed_while_a_compaction_runs_stay_so() {
 #[tokio::test]
 async fn a_truncate_while_a_compaction_runs_leaves_nothing_of_it() {
     let bench = Bench::new();
-    let mut table = many_files(&bench, definition()).await;
+    let mut table = bench.load_many_files(definition()).await;
     let compaction = table.begin_compaction().unwrap();
     flush(&mut table, &[Truncate, Insert(row(1, "DE", "new"))], 2).await.unwrap().unwrap();
     let done = compaction.run().await.unwrap();
@@ -121,7 +105,7 @@ fn data_files(bench: &Bench) -> usize {
 async fn a_compaction_whose_files_copy_on_write_replaced_is_given_up() {
     let bench = Bench::new();
     let definition = TableDefinition { deletion_vectors: false, ..definition() };
-    let mut table = many_files(&bench, definition).await;
+    let mut table = bench.load_many_files(definition).await;
     let compaction = table.begin_compaction().unwrap();
     flush(&mut table, &[Delete(7)], 2).await.unwrap().unwrap();
     let done = compaction.run().await.unwrap();
@@ -136,7 +120,7 @@ async fn a_compaction_whose_files_copy_on_write_replaced_is_given_up() {
 async fn a_table_without_a_key_is_compacted_too() {
     let bench = Bench::new();
     let definition = TableDefinition { key: Vec::new(), ..definition() };
-    let mut table = many_files(&bench, definition).await;
+    let mut table = bench.load_many_files(definition).await;
     let compaction = table.begin_compaction().unwrap();
     flush(&mut table, &[Insert(row(100, "DE", "late"))], 2).await.unwrap().unwrap();
     let done = compaction.run().await.unwrap();
@@ -147,7 +131,7 @@ async fn a_table_without_a_key_is_compacted_too() {
 #[tokio::test]
 async fn a_compaction_is_only_adopted_between_two_flushes() {
     let bench = Bench::new();
-    let mut table = many_files(&bench, definition()).await;
+    let mut table = bench.load_many_files(definition()).await;
     let done = table.begin_compaction().unwrap().run().await.unwrap();
     table.apply(support::changes(&[Delete(1)])).await.unwrap();
     let error = table.adopt_compaction(done).await.unwrap_err();
@@ -160,7 +144,7 @@ async fn a_compaction_is_only_adopted_between_two_flushes() {
 #[tokio::test]
 async fn an_index_left_behind_by_a_crash_catches_up_with_a_compaction() {
     let mut bench = Bench::new();
-    let mut table = many_files(&bench, definition()).await;
+    let mut table = bench.load_many_files(definition()).await;
     flush(&mut table, &[Update(row(1, "DE", "second"))], 2).await.unwrap().unwrap();
     drop(table);
     let saved = bench.folder.path().join("saved");
@@ -217,7 +201,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 async fn run(definition: TableDefinition, steps: Vec<Step>) {
     let bench = Bench::new();
-    let mut table = many_files(&bench, definition).await;
+    let mut table = bench.load_many_files(definition).await;
     let mut model: Model = hundred_rows().into_iter().map(|row| (row.0, row)).collect();
     let mut underway: Option<Compaction> = None;
     for (step, lsn) in steps.into_iter().zip(2..) {

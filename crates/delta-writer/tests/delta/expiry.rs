@@ -120,6 +120,18 @@ async fn an_expiry_that_died_half_way_is_finished_by_the_next() {
 }
 
 #[tokio::test]
+async fn the_checkpoint_that_readers_are_sent_to_is_never_cut_off() {
+    let mut bench = Bench::new();
+    bench.options.max_versions = 25;
+    let (table, versions) = forty_versions(&bench).await;
+    // A process that died after its checkpoint and before the hint leaves an older one.
+    let hint = table_folder(&bench).join("_delta_log/_last_checkpoint");
+    std::fs::write(&hint, r#"{"version":10,"size":1}"#).unwrap();
+    assert_eq!(table.expiry().run().await.unwrap().version, 0);
+    assert_readable_from(&bench, 0, &versions).await;
+}
+
+#[tokio::test]
 async fn files_that_nothing_names_are_swept_once_they_are_old() {
     let mut bench = Bench::new();
     bench.options.retention = Duration::from_secs(1);

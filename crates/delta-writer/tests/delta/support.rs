@@ -26,6 +26,10 @@ pub fn row(id: i64, country: &str, note: &str) -> Row {
     (id, Some(country.to_owned()), Some(note.to_owned()))
 }
 
+pub fn hundred_rows() -> Vec<Row> {
+    (0..100).map(|id| row(id, "DE", "first")).collect()
+}
+
 pub fn schema() -> Arc<Schema> {
     Arc::new(Schema::new(vec![
         Field::new("id", DataType::Int64, true),
@@ -135,6 +139,18 @@ impl Bench {
         let load = TableLoad::begin(self.location(), definition, self.options.clone()).await.unwrap();
         let mut workers = Vec::new();
         for part in rows.chunks(rows.len().div_ceil(2).max(1)) {
+            let mut worker = load.worker();
+            worker.write(rows_batch(part)).await.unwrap();
+            workers.push(worker.finish().await.unwrap());
+        }
+        load.commit(workers, &spec(1)).await.unwrap()
+    }
+
+    /// Loads [`hundred_rows`] into ten files: more small ones than a table should have.
+    pub async fn load_many_files(&self, definition: TableDefinition) -> MirrorTable {
+        let load = TableLoad::begin(self.location(), definition, self.options.clone()).await.unwrap();
+        let mut workers = Vec::new();
+        for part in hundred_rows().chunks(10) {
             let mut worker = load.worker();
             worker.write(rows_batch(part)).await.unwrap();
             workers.push(worker.finish().await.unwrap());

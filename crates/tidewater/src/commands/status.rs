@@ -52,8 +52,8 @@ fn table(report: &StatusReport) -> String {
         text.push_str("no tables yet\n");
         return text;
     }
-    let head =
-        ["DIRECTION", "TABLE", "STATE", "POSITION", "VERSION", "LAG", "BEHIND", "ROWS"].map(str::to_owned);
+    let head = ["DIRECTION", "TABLE", "STATE", "POSITION", "VERSION", "OLDEST", "LAG", "BEHIND", "ROWS"]
+        .map(str::to_owned);
     let rows: Vec<_> =
         std::iter::once(head).chain(report.tables.iter().map(|row| cells(report, row))).collect();
     text.push_str(&columns(&rows));
@@ -66,7 +66,7 @@ fn table(report: &StatusReport) -> String {
     text
 }
 
-fn cells(report: &StatusReport, row: &TableReport) -> [String; 8] {
+fn cells(report: &StatusReport, row: &TableReport) -> [String; 9] {
     let optional = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let load = report.loads.iter().find(|load| load.database == row.database && load.table == row.table);
     let state =
@@ -85,6 +85,7 @@ fn cells(report: &StatusReport, row: &TableReport) -> [String; 8] {
         state,
         optional(row.position.map(|position| position.to_string())),
         optional(row.version.map(|version| version.to_string())),
+        optional(row.oldest_version.map(|version| version.to_string())),
         optional(row.lag_bytes.map(bytes)),
         optional(row.lag_seconds.map(|seconds| format!("{seconds:.1} s"))),
         optional(row.rows.map(|rows| rows.to_string())),
@@ -92,14 +93,14 @@ fn cells(report: &StatusReport, row: &TableReport) -> [String; 8] {
 }
 
 /// Left-aligned columns as wide as their widest cell.
-fn columns(rows: &[[String; 8]]) -> String {
-    let mut widths = [0; 8];
+fn columns(rows: &[[String; 9]]) -> String {
+    let mut widths = [0; 9];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let line = |row: &[String; 8]| {
+    let line = |row: &[String; 9]| {
         let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         cells.join("  ").trim_end().to_owned() + "\n"
     };
