@@ -9,7 +9,6 @@ use crate::source_config::SourceConfig;
 use crate::transport::Transport;
 use secrecy::ExposeSecret;
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
@@ -33,16 +32,12 @@ const STATEMENT_TIMEOUT: &str = "60s";
 /// Longer would let our lock request queue in front of the application's own.
 const LOCK_TIMEOUT: &str = "5s";
 
-/// How long a server is given to take a goodbye.
-const GOODBYE: Duration = Duration::from_secs(5);
-
 /// An open SQL session: a [`tokio_postgres::Client`] together with the task that moves its bytes.
 /// Dropping it closes the connection.
 pub struct Client {
     inner: tokio_postgres::Client,
     place: Place,
-    /// Taken by [`Client::close`].
-    connection: Option<JoinHandle<()>>,
+    connection: JoinHandle<()>,
 }
 
 impl Client {
@@ -53,18 +48,6 @@ impl Client {
 
     pub(crate) fn error_place(&self) -> &Place {
         &self.place
-    }
-
-    /// Ends the session as the protocol wants it; dropping it leaves the server a broken connection to log.
-    pub async fn close(mut self) {
-        let connection = self.connection.take();
-        // With its client gone the task says goodbye and ends.
-        drop(self);
-        if let Some(mut connection) = connection
-            && timeout(GOODBYE, &mut connection).await.is_err()
-        {
-            connection.abort();
-        }
     }
 
     /// Sorts an error of a statement run on this session.
@@ -88,9 +71,7 @@ impl DerefMut for Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        if let Some(connection) = &self.connection {
-            connection.abort();
-        }
+        self.connection.abort();
     }
 }
 
@@ -133,7 +114,7 @@ async fn log_in(config: &SourceConfig, place: &Place, transport: Transport) -> R
             tracing::debug!(place = %name, error = &error as &dyn std::error::Error, "SQL session ended");
         }
     });
-    let client = Client { inner, place: place.clone(), connection: Some(connection) };
+    let client = Client { inner, place: place.clone(), connection };
     let mut settings: String =
         SESSION_SETTINGS.iter().map(|(name, value)| format!("SET {name} = '{value}'; ")).collect();
     settings.push_str(&format!(
