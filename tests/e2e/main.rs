@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "the whole binary is tests")]
 
+mod consistent_points;
 mod crashes;
+mod dead_letters;
 mod first_load;
 mod harness;
+mod living_with_it;
+mod mending;
 mod mirror;
 mod second_daemon;
 mod streaming;

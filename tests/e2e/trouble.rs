@@ -158,7 +158,7 @@ async fn a_lake_in_s3_that_is_away_for_a_while_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_slot_that_lost_its_wal_is_made_again_and_its_tables_are_loaded_anew() {
+async fn a_slot_that_lost_its_wal_is_made_again_and_its_tables_equal_their_source_again() {
     let postgres = Postgres::start_with(&[("max_slot_wal_keep_size", "16MB")]).await;
     let client = postgres.create_database("shop").await;
     Shop::create(&client).await;

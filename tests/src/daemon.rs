@@ -227,6 +227,20 @@ impl Daemon {
         assert!(status.success(), "the daemon stopped with {status}:\n{}", self.log());
     }
 
+    /// Has it read its configuration anew.
+    pub fn reload(&self) {
+        send(self.process.id().unwrap(), Signal::HUP);
+    }
+
+    /// Waits until its log has each of `words`.
+    pub async fn wait_log(&mut self, limit: Duration, words: &[&str]) {
+        let deadline = Instant::now() + limit;
+        while !words.iter().all(|word| self.log().contains(word)) {
+            self.check(deadline, &format!("logged {words:?}"));
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log_file).unwrap_or_default()

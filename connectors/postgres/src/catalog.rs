@@ -79,8 +79,8 @@ pub struct SourceTable {
     pub identity: ReplicaIdentity,
     /// The primary key's columns in key order, also when it cannot serve as identity. Empty: there is none.
     pub primary_key: Vec<i16>,
-    /// Rows as of the last ANALYZE, all partitions together.
-    pub estimated_rows: u64,
+    /// Rows as of the last ANALYZE, all partitions together; none before the first.
+    pub estimated_rows: Option<u64>,
     /// Pages as of the last VACUUM or ANALYZE, all partitions together.
     pub pages: u64,
 }
@@ -329,7 +329,7 @@ async fn read_trees(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Re
     let doing = "reading replica identities";
     // An index's key columns in index order; INCLUDEd ones are no part of the key, expressions have attnum 0.
     let sql = "SELECT t.root, c.oid, c.oid::regclass::text, c.relkind::text, c.relpersistence::text, \
-                 c.relreplident::text, greatest(c.reltuples, 0)::int8, c.relpages::int8, \
+                 c.relreplident::text, c.reltuples::int8, c.relpages::int8, \
                  i.indisprimary, i.indisreplident, \
                  i.indisvalid OR c.relkind = 'p', i.indimmediate, i.indisunique AND i.indpred IS NULL, \
                  ARRAY(SELECT k.attnum FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, at) \

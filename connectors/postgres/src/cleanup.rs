@@ -16,9 +16,15 @@ pub enum RemovedObject {
     Publication(String),
 }
 
-/// Removes the slots and publications of one database of an installation, and says what was there. Slots first: they are
-/// what holds WAL. If one is in use, nothing is removed.
-pub async fn cleanup(config: &SourceConfig, instance: &str, database: &str) -> Result<Vec<RemovedObject>> {
+/// Removes the slots and publications of one database of an installation, and puts what was there into `removed`, also
+/// when something could not be removed: a publication may belong to another role. Slots first: they are what holds WAL.
+/// If one is in use, nothing is removed.
+pub async fn cleanup(
+    config: &SourceConfig,
+    instance: &str,
+    database: &str,
+    removed: &mut Vec<RemovedObject>,
+) -> Result<()> {
     let doing = "removing publications";
     let client = connect(config).await?;
     let slots = list_slots(&client, instance, database).await?;
@@ -28,12 +34,12 @@ pub async fn cleanup(config: &SourceConfig, instance: &str, database: &str) -> R
             problem: format!("server process {pid} reads from it: stop the daemon first, then clean up"),
         });
     }
-    let mut removed = Vec::new();
     for slot in slots {
         drop_slot(&client, &slot.name).await?;
         removed.push(RemovedObject::Slot(slot.name));
     }
     let names = publication_names(instance, database);
+    let mut outcome = Ok(());
     for name in [names.keyed, names.inserts] {
         let there = client
             .query_opt("SELECT 1 FROM pg_publication WHERE pubname = $1::text::name", &[&name])
@@ -41,9 +47,11 @@ pub async fn cleanup(config: &SourceConfig, instance: &str, database: &str) -> R
             .map_err(|source| client.error(doing, source))?;
         if there.is_some() {
             let sql = format!("DROP PUBLICATION {}", quote_identifier(&name));
-            client.batch_execute(&sql).await.map_err(|source| client.error(doing, source))?;
-            removed.push(RemovedObject::Publication(name));
+            match client.batch_execute(&sql).await {
+                Ok(()) => removed.push(RemovedObject::Publication(name)),
+                Err(source) => outcome = outcome.and(Err(client.error(doing, source))),
+            }
         }
     }
-    Ok(removed)
+    outcome
 }

@@ -142,7 +142,7 @@ pub enum Error {
     },
     /// The server wants a password and none is configured.
     #[error(
-        "the server at {place} wants a password for user `{user}` and none is configured: set `password`"
+        "the server at {place} wants a password for user `{user}` and none is given: set `password`, or put it into the address"
     )]
     PasswordMissing {
         /// Where.

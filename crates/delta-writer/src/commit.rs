@@ -136,6 +136,22 @@ impl MirrorTable {
         Ok(Some(flush))
     }
 
+    /// As [`write`](Self::write), but without changes it gives a flush too: its commit only says how far the table is.
+    pub async fn write_position(&mut self) -> Result<WrittenFlush> {
+        if let Some(flush) = self.write().await? {
+            return Ok(flush);
+        }
+        let flush = WrittenFlush {
+            commit_id: Uuid::new_v4(),
+            deleted: BTreeMap::new(),
+            sealed: Vec::new(),
+            truncated: false,
+            changes: FileChanges::default(),
+        };
+        self.phase = Phase::Written(flush.commit_id);
+        Ok(flush)
+    }
+
     /// Commits a written flush as the table's next version.
     ///
     /// # Errors

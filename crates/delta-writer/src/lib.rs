@@ -9,6 +9,8 @@
 //!                       key index: key -> (data file, row)
 //! ```
 //!
+//! An [`AppendTable`] beside them takes rows that never change.
+//!
 //! A flush that is only written cannot be taken for one that is committed:
 //!
 //! ```compile_fail
@@ -19,6 +21,7 @@
 //! ```
 
 mod action;
+mod append_table;
 mod checkpoint;
 mod commit;
 mod compaction;
@@ -50,6 +53,7 @@ mod unchanged;
 mod vector_cache;
 mod writer_options;
 
+pub use append_table::AppendTable;
 pub use checkpoint::Checkpoint;
 pub use commit::{CommitFailure, CommitSpec, Committed, WrittenFlush};
 pub use compaction::{Compacted, CompactedFiles, Compaction};

@@ -4,6 +4,7 @@ use crate::table_name::TableName;
 use datafusion::error::DataFusionError;
 use deltalake::DeltaTableError;
 use object_store::path::Path;
+use wal_decoder::Lsn;
 
 /// Why a lake SQL query, or the lake itself, could not be read.
 ///
@@ -68,7 +69,7 @@ pub enum LakeSqlError {
     /// Version syntax that lake SQL does not have.
     #[error(
         "`{clause}` on {table} is no supported version; write VERSION AS OF n, TIMESTAMP AS OF t, \
-         AT (VERSION => n) or AT (TIMESTAMP => t)"
+         AT (VERSION => n), AT (TIMESTAMP => t) or AT (LSN => '0/16B3748')"
     )]
     UnsupportedVersion {
         /// the table as written
@@ -142,6 +143,16 @@ pub enum LakeSqlError {
         earliest: u64,
         /// its commit time, RFC 3339
         earliest_time: String,
+    },
+    /// No version of the table is known to belong to the position.
+    #[error("{table} has no version that belongs to position {lsn}: {reason}")]
+    NoConsistentPoint {
+        /// the table
+        table: TableName,
+        /// what was asked for
+        lsn: Lsn,
+        /// what is there instead
+        reason: &'static str,
     },
     /// The expression of `TIMESTAMP AS OF` is no single moment.
     #[error(

@@ -4,6 +4,7 @@
 //! FROM t                          the newest version at the query's start
 //! FROM t VERSION AS OF 12         FROM t AT (VERSION => 12)
 //! FROM t TIMESTAMP AS OF now()    FROM t AT (TIMESTAMP => '2026-11-20 10:00')
+//!                                 FROM t AT (LSN => '0/16B3748')
 //! ```
 //!
 //! The invariant of the crate: rows come from the version that was asked for, or there is an error. A
@@ -13,6 +14,7 @@
 //! It only reads. Names are the source's: `database.schema.table`, folded as Postgres folds.
 
 mod commit_log;
+mod consistent_points;
 mod dialect;
 mod error;
 mod folders;

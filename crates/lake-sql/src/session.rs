@@ -11,6 +11,7 @@
 //! this query resolved, in a catalog of its own.
 
 use crate::commit_log::CommitLog;
+use crate::consistent_points;
 use crate::dialect::LakeDialect;
 use crate::error::LakeSqlError;
 use crate::folders::{self, TableFolder, Wanted};
@@ -40,6 +41,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use wal_decoder::Lsn;
 
 /// Tables opened at a time when all are listed.
 const CONCURRENT_OPENS: usize = 8;
@@ -189,6 +191,7 @@ impl LakeSession {
                     let moment = timestamp::evaluate(&self.context, moment).await?;
                     Some(self.version_at(&folder, &name, moment).await?)
                 }
+                Version::AtLsn(lsn) => Some(self.version_at_lsn(&name, *lsn).await?),
             };
             let table = match pinned {
                 None => table.clone(),
@@ -254,6 +257,38 @@ impl LakeSession {
                 earliest_time: Moment::from_millis(millis).to_string(),
             }
         })
+    }
+
+    /// The version that the newest consistent point at or below a position gives the table.
+    async fn version_at_lsn(&self, name: &TableName, lsn: Lsn) -> Result<u64, LakeSqlError> {
+        let unknown = |reason| LakeSqlError::NoConsistentPoint { table: name.clone(), lsn, reason };
+        let Some(database) = &name.database else {
+            return Err(unknown("it belongs to no database, and positions are a database's"));
+        };
+        let location = consistent_points::location(&self.lake.root, database);
+        if CommitLog::list(&self.lake, &location).await?.is_none() {
+            return Err(unknown("nothing was recorded for its database yet"));
+        }
+        let points = self.snapshots.newest(&self.lake, &location).await?;
+        let rows = points.table_provider().with_session(Arc::new(self.context.state())).await?;
+        let frame = self.context.read_table(rows)?;
+        consistent_points::version_at(frame, &format!("{}.{}", name.schema, name.table), lsn)
+            .await?
+            .map_err(unknown)
+    }
+
+    /// Columns of one table of the lake at a version, by their lake names and in the order asked for; `folder` is its
+    /// path below the lake. For comparing a table with its source.
+    pub async fn rows_at(
+        &self,
+        folder: &[String],
+        version: u64,
+        columns: &[&str],
+    ) -> Result<SendableRecordBatchStream, LakeSqlError> {
+        let location = folder.iter().fold(self.lake.root.clone(), |path, part| path.join(part.as_str()));
+        let table = self.snapshots.at_version(&self.lake, &location, version).await?;
+        let rows = table.table_provider().with_session(Arc::new(self.context.state())).await?;
+        Ok(self.context.read_table(rows)?.select_columns(columns)?.execute_stream().await?)
     }
 
     /// A version that has to be there; what the Delta reader says when it is not names no range, so the log is asked.

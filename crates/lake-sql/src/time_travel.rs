@@ -18,6 +18,7 @@ use sqlparser::ast::{
     Query, SetExpr, Statement, TableFactor, TableVersion, Value, VisitMut, VisitorMut,
 };
 use std::ops::ControlFlow;
+use wal_decoder::Lsn;
 
 /// Which state of a table a reference asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +29,8 @@ pub(crate) enum Version {
     Number(u64),
     /// The newest version at or before a moment, given by an expression without columns.
     AtTime(Box<Expr>),
+    /// The version at a position of the source's log.
+    AtLsn(Lsn),
 }
 
 /// One table reference, in the order of the walk.
@@ -251,10 +254,7 @@ fn take_version(factor: &mut TableFactor) -> Result<Version, LakeSqlError> {
             match key.as_str() {
                 "version" => version_number(value).ok_or_else(unsupported),
                 "timestamp" => Ok(Version::AtTime(Box::new(value.clone()))),
-                "lsn" => Err(LakeSqlError::NotAvailableYet {
-                    what: format!("AT (LSN => …) on {table}"),
-                    instead: "use AT (VERSION => n) or AT (TIMESTAMP => t)",
-                }),
+                "lsn" => lsn(value).ok_or_else(unsupported),
                 _ => Err(unsupported()),
             }
         }
@@ -288,6 +288,17 @@ fn version_number(expression: &Expr) -> Option<Version> {
     match expression {
         Expr::Value(value) => match &value.value {
             Value::Number(digits, _) => digits.parse().ok().map(Version::Number),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A position as Postgres prints it, in quotes.
+fn lsn(expression: &Expr) -> Option<Version> {
+    match expression {
+        Expr::Value(value) => match &value.value {
+            Value::SingleQuotedString(text) => text.parse().ok().map(Version::AtLsn),
             _ => None,
         },
         _ => None,
@@ -332,6 +343,8 @@ mod tests {
         ] {
             assert_eq!(references(sql), [("t".to_owned(), Version::Number(12))], "{sql}");
         }
+        let at_lsn = references("SELECT * FROM t AT (LSN => '0/16B3748') x");
+        assert_eq!(at_lsn, [("t".to_owned(), Version::AtLsn(Lsn(0x16B_3748)))]);
         for sql in [
             "SELECT * FROM t TIMESTAMP AS OF '2026-11-20 10:00'",
             "SELECT * FROM t TIMESTAMP AS OF now() - interval '1 hour' x",
@@ -346,7 +359,9 @@ mod tests {
     #[test]
     fn version_syntax_of_other_houses_is_refused_and_never_dropped() {
         for sql in [
-            "SELECT * FROM t AT (LSN => '0/16B3748')",
+            "SELECT * FROM t AT (LSN => '16B3748')",
+            "SELECT * FROM t AT (LSN => 12)",
+            "SELECT * FROM t AT (LSN => '0/16' || 'B')",
             "SELECT * FROM t AT (OFFSET => -60)",
             "SELECT * FROM t AT (VERSION => 1, TIMESTAMP => now())",
             "SELECT * FROM t AT (12)",

@@ -1,11 +1,14 @@
 //! The open lakebase: one binary over the house's libraries.
 //!
 //! `config` is the file, `commands` the command line, `daemon` what it starts, `http` the API, `status`
-//! and `telemetry` what they tell of it.
+//! and `telemetry` what they tell of it; `requests`, `verification` and `reload` are what can be asked of it.
 
 pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod http;
+pub mod reload;
+pub mod requests;
 pub mod status;
 pub mod telemetry;
+pub mod verification;

@@ -7,7 +7,7 @@
 use chrono::{DateTime, SecondsFormat};
 use delta_writer::OldestVersion;
 use serde::{Deserialize, Serialize, Serializer};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -236,13 +236,11 @@ struct Shared {
 struct Entries {
     tables: BTreeMap<(Direction, String, String), TableStatus>,
     sources: BTreeMap<String, SourceStatus>,
-    /// Database and table, until its sync takes it up.
-    resyncs: BTreeSet<(String, String)>,
 }
 
-/// Why a table cannot be loaded anew.
+/// Why a name stands for no table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ResyncRefused {
+pub enum UnknownTable {
     /// Nothing is called that.
     #[error("no synced table has this name; `tidewater status` lists them")]
     Unknown,
@@ -286,11 +284,6 @@ impl StatusBoard {
         entries.tables.values_mut().filter(of_it).for_each(change);
     }
 
-    /// Takes a table off the board: it is not synced any more.
-    pub fn remove(&self, direction: Direction, database: &str, table: &str) {
-        self.entries().tables.remove(&(direction, database.to_owned(), table.to_owned()));
-    }
-
     /// Changes what is said of a source; the source appears with its first change.
     pub fn update_source(&self, database: &str, change: impl FnOnce(&mut SourceStatus)) {
         change(
@@ -312,30 +305,32 @@ impl StatusBoard {
             && self.entries().sources.values().all(|source| source.connected)
     }
 
-    /// Asks for a table to be loaded anew: `schema.table`, or `database.schema.table` where several have it.
-    pub fn request_resync(&self, name: &str) -> Result<(), ResyncRefused> {
-        let mut entries = self.entries();
+    /// The database and name of the table on its way to the lake that is called `name`: `schema.table`, or
+    /// `database.schema.table` where several have it.
+    pub fn find_table(&self, name: &str) -> Result<(String, String), UnknownTable> {
+        let entries = self.entries();
         let named = |(direction, database, table): &&(Direction, String, String)| {
             *direction == Direction::ToLake && (table == name || format!("{database}.{table}") == name)
         };
-        let mut found = entries.tables.keys().filter(named).cloned();
-        let (_, database, table) = found.next().ok_or(ResyncRefused::Unknown)?;
-        if found.next().is_some() {
-            return Err(ResyncRefused::Ambiguous);
+        let mut found = entries.tables.keys().filter(named);
+        let (_, database, table) = found.next().ok_or(UnknownTable::Unknown)?;
+        match found.next() {
+            Some(_) => Err(UnknownTable::Ambiguous),
+            None => Ok((database.clone(), table.clone())),
         }
-        drop(found);
-        entries.resyncs.insert((database, table));
-        Ok(())
     }
 
-    /// Whether some table of a database is asked to be loaded anew.
-    pub fn wants_resync(&self, database: &str) -> bool {
-        self.entries().resyncs.iter().any(|(of, _)| of == database)
+    /// Takes a database's tables off the board that are not synced any more.
+    pub fn retain_tables(&self, database: &str, keep: impl Fn(&str) -> bool) {
+        self.entries().tables.retain(|(direction, of, table), _| {
+            *direction != Direction::ToLake || of != database || keep(table)
+        });
     }
 
-    /// Whether a table is asked to be loaded anew; it is asked once.
-    pub fn take_resync(&self, database: &str, table: &str) -> bool {
-        self.entries().resyncs.remove(&(database.to_owned(), table.to_owned()))
+    /// Takes a source and its tables off the board.
+    pub fn remove_source(&self, database: &str) {
+        self.retain_tables(database, |_| false);
+        self.entries().sources.remove(database);
     }
 
     /// One table as it stands.
@@ -438,18 +433,16 @@ mod tests {
     }
 
     #[test]
-    fn a_resync_is_taken_up_once_and_only_for_a_table_that_is_there() {
+    fn a_table_is_found_by_its_name_and_by_its_databases_where_several_have_it() {
         let board = StatusBoard::new();
         streaming(&board);
         board.update("crm", "public.items", |_| {});
         board.update("shop", "public.items", |_| {});
-        assert_eq!(board.request_resync("public.orders"), Ok(()));
-        assert_eq!(board.request_resync("public.none"), Err(ResyncRefused::Unknown));
-        assert_eq!(board.request_resync("public.items"), Err(ResyncRefused::Ambiguous));
-        assert_eq!(board.request_resync("crm.public.items"), Ok(()));
-        assert!(board.wants_resync("crm") && board.wants_resync("shop"));
-        assert!(board.take_resync("shop", "public.orders") && !board.take_resync("shop", "public.orders"));
-        assert!(board.wants_resync("crm") && !board.wants_resync("shop"));
+        let found = |database: &str, table: &str| Ok((database.to_owned(), table.to_owned()));
+        assert_eq!(board.find_table("public.orders"), found("shop", "public.orders"));
+        assert_eq!(board.find_table("public.none"), Err(UnknownTable::Unknown));
+        assert_eq!(board.find_table("public.items"), Err(UnknownTable::Ambiguous));
+        assert_eq!(board.find_table("crm.public.items"), found("crm", "public.items"));
     }
 
     #[test]
@@ -469,7 +462,10 @@ mod tests {
         board.clone().set_ready(true);
         assert!(board.is_ready());
         assert_eq!(board.snapshot().tables.len(), 1);
-        board.remove(Direction::ToLake, "shop", "public.orders");
+        board.update("shop", "public.items", |_| {});
+        board.retain_tables("shop", |table| table == "public.items");
+        assert_eq!(board.snapshot().tables.len(), 1);
+        board.remove_source("shop");
         assert!(board.snapshot().tables.is_empty());
     }
 }

@@ -333,7 +333,7 @@ impl ChangeBuilder {
         }
         let row = self.rows.rows();
         self.rows.end_row();
-        self.dead_letters.end_row(|| self.rows.key_text(&self.schema.key, row));
+        self.dead_letters.end_row(row, || self.rows.key_text(&self.schema.key, row));
         Ok(())
     }
 

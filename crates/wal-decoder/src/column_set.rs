@@ -73,6 +73,8 @@ impl ColumnSet {
 /// A value that Delta cannot hold and that is null in the lake instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
+    /// The row's position in the batch that the value is null in.
+    pub row: usize,
     /// Position of the column in the table's schema.
     pub column: usize,
     /// The row's key in text form, `(a,b)` for several columns, empty for a table without a key. At most
@@ -108,7 +110,7 @@ impl DeadLetters {
     ) -> Result<(), ValueError> {
         match (failed, policy) {
             (ValueError::Unrepresentable { reason }, Unrepresentable::Null) if !in_key => {
-                self.letters.push(DeadLetter { column, key: String::new(), value: value(), reason });
+                self.letters.push(DeadLetter { row: 0, column, key: String::new(), value: value(), reason });
                 Ok(())
             }
             _ => Err(failed),
@@ -120,14 +122,15 @@ impl DeadLetters {
         self.letters.truncate(self.settled);
     }
 
-    /// The row is complete: its letters get its key.
+    /// The row is complete: its letters get its place and key.
     #[inline]
-    pub(crate) fn end_row(&mut self, key: impl FnOnce() -> String) {
+    pub(crate) fn end_row(&mut self, row: usize, key: impl FnOnce() -> String) {
         if self.settled == self.letters.len() {
             return;
         }
         let key = key();
         for letter in self.letters.iter_mut().skip(self.settled) {
+            letter.row = row;
             letter.key.clone_from(&key);
             self.bytes += size_of::<DeadLetter>() + letter.key.len() + letter.value.len();
         }

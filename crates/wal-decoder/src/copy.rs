@@ -271,7 +271,7 @@ impl CopyDecoder {
         }
         let row = self.columns.rows();
         self.columns.end_row();
-        self.dead_letters.end_row(|| self.columns.key_text(&self.schema.key, row));
+        self.dead_letters.end_row(row, || self.columns.key_text(&self.schema.key, row));
         Ok(())
     }
 }

@@ -65,7 +65,8 @@ pub(super) struct Relation {
     kind: String,
     persistence: String,
     identity_setting: String,
-    pub rows: u64,
+    /// None before the first ANALYZE.
+    pub rows: Option<u64>,
     pub pages: u64,
     indexes: Vec<KeyIndex>,
 }
@@ -95,10 +96,9 @@ impl Relation {
         if tree.last().is_none_or(|relation| relation.oid != oid) {
             let kind: String = row.try_get(3)?;
             // A partitioned table holds no rows; its statistics repeat its partitions'.
-            let own = |at| -> Rows<u64> {
-                Ok(if kind == "p" { 0 } else { row.try_get::<_, i64>(at)?.unsigned_abs() })
-            };
-            let (rows, pages) = (own(6)?, own(7)?);
+            let own = |at| -> Rows<i64> { if kind == "p" { Ok(0) } else { row.try_get(at) } };
+            // Postgres writes -1 for what was never looked at.
+            let (rows, pages) = (u64::try_from(own(6)?).ok(), own(7)?.unsigned_abs());
             tree.push(Relation {
                 oid,
                 shown: row.try_get(2)?,

@@ -268,14 +268,18 @@ async fn cleanup_removes_what_is_ours_and_only_when_nobody_uses_it() {
     let slot = slot_name("t", "cleaned", 7);
     let from = make_slot(&config, &slot).await;
     let reader = stream(&config, &slot, from).await.unwrap();
-    assert!(matches!(cleanup(&config, "t", "cleaned").await, Err(Error::InvalidRequest { .. })));
+    let mut removed = Vec::new();
+    let refused = cleanup(&config, "t", "cleaned", &mut removed).await;
+    assert!(matches!(refused, Err(Error::InvalidRequest { .. })) && removed.is_empty());
     reader.close().await.unwrap();
     until_true(
         &client,
         &format!("SELECT active_pid IS NULL FROM pg_replication_slots WHERE slot_name = '{slot}'"),
     )
     .await;
-    assert_eq!(cleanup(&config, "t", "cleaned").await.unwrap().len(), 2);
-    assert!(cleanup(&config, "t", "cleaned").await.unwrap().is_empty());
+    cleanup(&config, "t", "cleaned", &mut removed).await.unwrap();
+    assert_eq!(removed.len(), 2);
+    cleanup(&config, "t", "cleaned", &mut removed).await.unwrap();
+    assert_eq!(removed.len(), 2);
     until_true(&client, "SELECT count(*) = 2 FROM pg_publication").await;
 }

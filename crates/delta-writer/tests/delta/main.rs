@@ -3,6 +3,7 @@
 //! | module | asks |
 //! |---|---|
 //! | `mirror` | does a table equal its source after any changes, restarts and checkpoints? |
+//! | `append` | do tables that only grow hold every row once, in few files? |
 //! | `column_types` | does every type survive, as data, statistics, key and value read back? |
 //! | `commits` | what do lost answers, second daemons and foreign writers do? |
 //! | `compaction` | do rows survive being moved, and deleted ones stay deleted? |
@@ -22,6 +23,8 @@
     allow(dead_code, reason = "the crash points need only a part of the support")
 )]
 
+#[cfg(not(feature = "failpoints"))]
+mod append;
 #[cfg(not(feature = "failpoints"))]
 mod column_types;
 #[cfg(not(feature = "failpoints"))]

@@ -21,8 +21,14 @@ pub(super) async fn clean_up(config: &Config, name: &str, json: bool) -> Result<
     })?;
     let failed = |source| CommandError::Source { database: name.to_owned(), source: Box::new(source) };
     let source = database.source_config().map_err(failed)?;
-    let removed = postgres_connector::cleanup(&source, &config.instance, name).await.map_err(failed)?;
+    let mut removed = Vec::new();
+    let outcome = postgres_connector::cleanup(&source, &config.instance, name, &mut removed).await;
+    print(&removed, outcome.is_ok(), json)?;
+    outcome.map(|()| Outcome::Done).map_err(failed)
+}
 
+/// What was removed; that there was nothing is known only after everything was looked for.
+fn print(removed: &[RemovedObject], complete: bool, json: bool) -> Result<(), CommandError> {
     let mut out = std::io::stdout().lock();
     let removed = removed.iter().map(|object| match object {
         RemovedObject::Slot(name) => ("slot", name),
@@ -31,15 +37,15 @@ pub(super) async fn clean_up(config: &Config, name: &str, json: bool) -> Result<
     if json {
         let removed: Vec<_> = removed.map(|(kind, name)| json!({ "kind": kind, "name": name })).collect();
         writeln!(out, "{}", json!({ "removed": removed }))?;
-        return Ok(Outcome::Done);
+        return Ok(());
     }
     let mut nothing = true;
     for (kind, name) in removed {
         writeln!(out, "removed {kind} {name}")?;
         nothing = false;
     }
-    if nothing {
+    if nothing && complete {
         writeln!(out, "nothing of this installation is there")?;
     }
-    Ok(Outcome::Done)
+    Ok(())
 }

@@ -11,11 +11,15 @@ pub(super) fn check(path: &Path, config: &Config, json: bool) -> Result<Outcome,
     if json {
         writeln!(out, "{}", serde_json::json!({ "valid": true, "file": path }))?;
     } else {
-        let databases = config.databases.len();
-        let entries = config.to_lake.len() + config.to_postgres.len();
-        writeln!(out, "{} is valid: {databases} databases, {entries} syncs", path.display())?;
+        let databases = counted(config.databases.len(), "database");
+        let syncs = counted(config.to_lake.len() + config.to_postgres.len(), "sync");
+        writeln!(out, "{} is valid: {databases}, {syncs}", path.display())?;
     }
     Ok(Outcome::Done)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 pub(super) fn show(config: &Config, json: bool) -> Result<Outcome, CommandError> {

@@ -71,6 +71,21 @@ pub enum CommandError {
         /// what the connector said
         source: Box<postgres_connector::Error>,
     },
+    /// A table that was asked for could not be compared.
+    #[error("not every table that was asked for could be compared")]
+    #[diagnostic(code(tidewater::verify), help("the lines above say why"))]
+    NotCompared,
+    /// The database that `init` is to look at cannot be looked at.
+    #[error("the database at {place} cannot be looked at")]
+    #[diagnostic(code(tidewater::init::source), help("{remedy}; nothing was written"))]
+    InitSource {
+        /// where
+        place: String,
+        /// what helps
+        remedy: &'static str,
+        /// what the connector said
+        source: Box<postgres_connector::Error>,
+    },
     /// The name is not in the configuration.
     #[error("there is no database `{database}` at an address in the configuration")]
     #[diagnostic(code(tidewater::usage), help("databases at an address: {known}"))]

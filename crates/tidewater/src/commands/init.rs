@@ -62,12 +62,23 @@ pub(super) async fn init(path: &Path, from: Option<&str>) -> Result<Outcome, Com
 
 async fn proposal(url: &str) -> Result<String, CommandError> {
     let config = SourceConfig::from_url(url, None, None, None)
-        .map_err(|source| CommandError::Source { database: "--from".to_owned(), source: Box::new(source) })?;
-    let failed = |source| CommandError::Source { database: config.place(), source: Box::new(source) };
+        .map_err(|error| cannot_look("the address of `--from`".to_owned(), error))?;
+    let failed = |error| cannot_look(config.place(), error);
     let client = connect(&config).await.map_err(failed)?;
     let all = Glob::new("*").and_then(|glob| GlobSet::builder().add(glob).build()).unwrap_or_default();
     let listing = list_tables(&client, &all, &GlobSet::empty()).await.map_err(failed)?;
     Ok(describe(url, &config, &listing))
+}
+
+fn cannot_look(place: String, source: postgres_connector::Error) -> CommandError {
+    let remedy = match &source {
+        postgres_connector::Error::PasswordMissing { .. } => {
+            "put the password into the address, as postgres://user:password@host/database: it is used to look at the \
+             database, and the file asks an environment variable for it"
+        }
+        _ => "correct the address of `--from`",
+    };
+    CommandError::InitSource { place, remedy, source: Box::new(source) }
 }
 
 /// The sections `databases` and `to_lake` for what was found.
@@ -93,12 +104,12 @@ fn describe(url: &str, config: &SourceConfig, listing: &TableListing) -> String 
     for table in &listing.tables {
         let keyed = matches!(table.identity, ReplicaIdentity::Key(_) | ReplicaIdentity::Full);
         let note = if keyed { "" } else { ": inserts only, it has no key" };
-        let _ = writeln!(
-            text,
-            "    # {} (about {} rows){note}",
-            comment(&table.qualified_name()),
-            table.estimated_rows
-        );
+        let size = match table.estimated_rows {
+            Some(1) => "about 1 row".to_owned(),
+            Some(rows) => format!("about {rows} rows"),
+            None => "not analysed yet".to_owned(),
+        };
+        let _ = writeln!(text, "    # {} ({size}){note}", comment(&table.qualified_name()));
     }
     for table in &listing.skipped {
         let _ = writeln!(

@@ -14,6 +14,7 @@ mod sql;
 mod state_lock;
 mod statement;
 mod status;
+mod tables;
 
 pub use error::{CommandError, Outcome};
 
@@ -71,7 +72,29 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Load a table anew, in one commit, while readers and the other tables go on.
+    /// Compare tables with their source, row for row at one position: all, or those named.
+    Verify {
+        /// `schema.table`, or `database.schema.table` where several databases have it.
+        #[arg(value_name = "TABLE")]
+        tables: Vec<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Leave a table at its version while the others go on.
+    Pause {
+        /// `schema.table`, or `database.schema.table` where several databases have it.
+        table: String,
+        /// Have the slot keep what the table misses, and with it all WAL of its database.
+        #[arg(long)]
+        hold: bool,
+    },
+    /// Go on with a paused table.
+    Resume {
+        /// `schema.table`, or `database.schema.table` where several databases have it.
+        table: String,
+    },
+    /// Make a table equal to its source in one commit, while readers and the other tables go on.
     Resync {
         /// `schema.table`, or `database.schema.table` where several databases have it.
         table: String,
@@ -142,9 +165,12 @@ impl CommandLine {
             Command::Config(ConfigCommand::Show { json }) => configuration::show(&load()?, json),
             Command::Config(ConfigCommand::Schema) => configuration::schema(),
             Command::Doctor { json } => doctor::doctor(&load()?, json).await,
-            Command::Run { until_caught_up } => run::run(load()?, until_caught_up).await,
+            Command::Run { until_caught_up } => run::run(&self.config, load()?, until_caught_up).await,
             Command::Status { watch, json } => status::status(&load()?, watch, json).await,
-            Command::Resync { table } => status::resync(&load()?, &table).await,
+            Command::Verify { tables, json } => tables::verify(&load()?, &tables, json).await,
+            Command::Pause { table, hold } => tables::pause(&load()?, &table, hold).await,
+            Command::Resume { table } => tables::resume(&load()?, &table).await,
+            Command::Resync { table } => tables::resync(&load()?, &table).await,
             Command::Sql { query, format, json } => {
                 let format = if json { lake_sql::OutputFormat::Json } else { format };
                 sql::sql(&load()?, query.as_deref(), format).await

@@ -4,40 +4,54 @@ use super::error::INTERRUPTED;
 use super::state_lock::StateLock;
 use super::{CommandError, Outcome};
 use crate::config::Config;
-use crate::daemon::{self, RunOptions};
+use crate::daemon::{self, Controls, RunOptions};
 use crate::http::{self, Access, Api, ServeError};
+use crate::reload::Reloader;
+use crate::requests::Requests;
 use crate::status::StatusBoard;
 use crate::telemetry;
+use crate::verification::Verifications;
 use std::io;
+use std::path::Path;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-pub(super) async fn run(config: Config, until_caught_up: bool) -> Result<Outcome, CommandError> {
+pub(super) async fn run(file: &Path, config: Config, until_caught_up: bool) -> Result<Outcome, CommandError> {
     let _lock = StateLock::take(&config.state_dir)?;
     let shutdown = CancellationToken::new();
     let signals =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     let board = StatusBoard::new();
     let stop_serving = shutdown.child_token();
-    serve(&config, &board, &stop_serving).await?;
-    let listening = tokio::spawn(stop_on_signal(signals, shutdown.clone()));
+    let (reloader, reloads) = Reloader::new(file.to_owned());
+    let requests = Requests::default();
+    let api = api(&board, &requests, reloader.clone())?;
+    serve(&config, api, &stop_serving).await?;
+    let listening = tokio::spawn(heed_signals(signals, shutdown.clone(), reloader));
 
     tracing::info!(lake = %config.lake.uri, http = %config.listen.http, "tidewater runs");
-    let ended = daemon::run(config, RunOptions { until_caught_up }, board, shutdown).await;
+    let controls = Controls { board, requests, reloads, shutdown };
+    let ended = daemon::run(config, RunOptions { until_caught_up }, controls).await;
     stop_serving.cancel();
     listening.abort();
     ended?;
     Ok(Outcome::Done)
 }
 
+/// What the listeners answer from.
+pub(super) fn api(board: &StatusBoard, requests: &Requests, reloader: Reloader) -> Result<Api, CommandError> {
+    Ok(Api {
+        board: board.clone(),
+        requests: requests.clone(),
+        verifications: Verifications::default(),
+        reloader,
+        metrics: telemetry::init_metrics()?,
+    })
+}
+
 /// Opens both listeners before anything else, so that a daemon that cannot be reached does not start.
-pub(super) async fn serve(
-    config: &Config,
-    board: &StatusBoard,
-    stop: &CancellationToken,
-) -> Result<(), CommandError> {
-    let api = Api { board: board.clone(), metrics: telemetry::init_metrics()? };
+pub(super) async fn serve(config: &Config, api: Api, stop: &CancellationToken) -> Result<(), CommandError> {
     let address = config.listen.http;
     let failed = |source| ServeError::Address { address, source };
     let tcp = TcpListener::bind(address).await.map_err(failed)?;
@@ -49,10 +63,12 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// The first SIGINT or SIGTERM asks for an orderly end; the second does not wait for it.
-async fn stop_on_signal(
+/// The first SIGINT or SIGTERM asks for an orderly end; the second does not wait for it. SIGHUP reads the configuration
+/// anew.
+async fn heed_signals(
     (mut interrupt, mut terminate, mut hang_up): (Signal, Signal, Signal),
     shutdown: CancellationToken,
+    reloader: Reloader,
 ) {
     let mut next = async || {
         loop {
@@ -60,7 +76,13 @@ async fn stop_on_signal(
                 _ = interrupt.recv() => return,
                 _ = terminate.recv() => return,
                 _ = hang_up.recv() => {
-                    tracing::warn!("reloading is not available in this version: restart to take up changes of the configuration");
+                    let reloader = reloader.clone();
+                    // On its own: a reload may take as long as a sync's orderly end, and a signal must not wait for it.
+                    tokio::spawn(async move {
+                        if let Err(reason) = reloader.reload().await {
+                            tracing::error!("{reason}");
+                        }
+                    });
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! `tidewater status` and `tidewater resync`: what the daemon does, and having a table loaded anew.
+//! `tidewater status`: what the daemon does.
 
 use super::{CommandError, Outcome};
 use crate::config::Config;
@@ -28,12 +28,6 @@ pub(super) async fn status(config: &Config, watch: bool, json: bool) -> Result<O
         }
         tokio::time::sleep(WATCH_PERIOD).await;
     }
-}
-
-pub(super) async fn resync(config: &Config, table: &str) -> Result<Outcome, CommandError> {
-    ControlClient::new(&config.control_socket()).resync(table).await?;
-    println!("{table} is loaded anew; `tidewater status` shows how far it is");
-    Ok(Outcome::Done)
 }
 
 fn table(report: &StatusReport) -> String {
@@ -108,7 +102,7 @@ fn columns(rows: &[[String; 9]]) -> String {
 }
 
 /// Names come from outside: what could move the cursor is shown instead.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 

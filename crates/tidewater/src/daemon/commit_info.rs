@@ -25,6 +25,12 @@ pub fn of_load(app_id: &str, position: Lsn, rows: u64) -> CommitSpec {
     )
 }
 
+/// A commit of what a comparison with the source found, as of one consistent point.
+pub fn of_mending(app_id: &str, position: Lsn, differed: u64) -> CommitSpec {
+    let info = [("toLsn", Value::from(position.to_string())), ("keysThatDiffered", Value::from(differed))];
+    spec(app_id, position, "MEND", info)
+}
+
 fn spec<const N: usize>(app_id: &str, position: Lsn, kind: &str, info: [(&str, Value); N]) -> CommitSpec {
     let mut all: Map<String, Value> = info.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     all.insert("tidewater".to_owned(), Value::from(kind));

@@ -21,6 +21,9 @@ pub enum DaemonError {
     /// The lake cannot be opened.
     #[error("the lake cannot be used")]
     Lake(#[source] DeltaError),
+    /// The lake cannot be opened for reading.
+    #[error("the lake cannot be read")]
+    LakeReader(#[source] lake_sql::LakeSqlError),
     /// A database's sync cannot go on.
     #[error("sync of database `{database}` has stopped")]
     Sync {
@@ -120,8 +123,8 @@ pub enum SyncError {
         #[source]
         source: wal_decoder::BindError,
     },
-    /// Tables came, went or were renamed, or one is to be loaded anew.
-    #[error("the tables to sync are other ones now, or one is asked to be loaded anew")]
+    /// Tables came, went or were renamed, or one goes on that the slot was held for.
+    #[error("the tables to sync are other ones now, or one goes on that the slot was held for")]
     TablesChanged,
     /// A spool file cannot be written or read.
     #[error("cannot use the spool under `state_dir`: check its disk")]
@@ -129,6 +132,12 @@ pub enum SyncError {
     /// The server made a slot without a snapshot.
     #[error("the server exported no snapshot with its temporary slot")]
     NoSnapshot,
+    /// The lake cannot be read for a comparison.
+    #[error(transparent)]
+    LakeRows(#[from] lake_sql::LakeSqlError),
+    /// Rows cannot be compared.
+    #[error("rows of source and lake cannot be compared; load the table into another folder if it stays so")]
+    Compare(#[source] arrow::error::ArrowError),
     /// A table's task ended out of turn.
     #[error("a table's task ended unexpectedly; its reason stands in the log")]
     WriterGone,
@@ -149,6 +158,7 @@ impl SyncError {
             | SyncError::ShapeChanged { .. }
             | SyncError::TablesChanged
             | SyncError::Spool(_)
+            | SyncError::LakeRows(_)
             | SyncError::WriterGone => true,
             _ => false,
         }

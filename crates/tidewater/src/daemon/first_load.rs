@@ -12,31 +12,28 @@
 //!                          └──▶ …                                                      ┘
 //! ```
 //!
+//! A table that is in the lake already, in the same shape, is compared with the snapshot instead and only its
+//! differences are written ([`super::mending`]), one table a session.
+//!
 //! A crash leaves data files that nothing refers to; the load starts over with another snapshot.
 
 use super::SyncError;
+use super::dead_letters::DeadLetters;
+use super::mending::{self, Mended};
 use super::plan::PlannedTable;
+use super::source_rows::{Piece, PieceReader, SourceBatch, pieces};
 use super::table_writer::Shown;
 use crate::status::TableState;
 use delta_writer::{FinishedWorker, MirrorTable, TableDefinition, TableLoad, TableLocation, WriterOptions};
-use postgres_connector::{
-    CtidRange, LeafTable, ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, ctid_ranges,
-    import_snapshot,
-};
+use lake_sql::LakeSession;
+use postgres_connector::{ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, import_snapshot};
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use wal_decoder::{CopyDecoder, Lsn};
-
-/// Heap pages in one COPY: 128 MiB. Small enough that the sessions end together, large enough that the
-/// start of a COPY does not count.
-const PAGES_PER_RANGE: u32 = 16 << 10;
-
-/// Rows and bytes decoded before they go to the data file writer.
-const BATCH_ROWS: usize = 32 << 10;
-const BATCH_BYTES: usize = 8 << 20;
+use wal_decoder::Lsn;
 
 /// One table to load.
 #[derive(Debug)]
@@ -53,6 +50,14 @@ pub struct LoadTable {
     pub app_id: String,
     /// Where progress is shown.
     pub shown: Shown,
+    /// Where values go that the lake cannot hold.
+    pub dead_letters: DeadLetters,
+    /// It is in the lake in this shape: comparing may do.
+    pub mend: bool,
+    /// Reads the lake's rows for that.
+    pub lake: Arc<LakeSession>,
+    /// Where what is compared is spilled.
+    pub spool: PathBuf,
 }
 
 /// A table that is in the lake as of `snapshot`.
@@ -66,24 +71,6 @@ pub struct Loaded {
     pub snapshot: Lsn,
 }
 
-/// What one COPY reads.
-struct Piece {
-    leaf: Arc<LeafTable>,
-    range: CtidRange,
-}
-
-/// Cuts a table, or all leaves of a partitioned one, into pieces.
-async fn pieces(session: &mut SnapshotSession, relation: u32) -> Result<VecDeque<Piece>, SyncError> {
-    let mut pieces = VecDeque::new();
-    for leaf in session.leaf_tables(relation).await? {
-        let ranges =
-            if leaf.is_heap { ctid_ranges(leaf.pages, PAGES_PER_RANGE) } else { vec![CtidRange::WHOLE] };
-        let leaf = Arc::new(leaf);
-        pieces.extend(ranges.into_iter().map(|range| Piece { leaf: leaf.clone(), range }));
-    }
-    Ok(pieces)
-}
-
 /// A table on its way, shared by the sessions.
 struct Underway {
     request: LoadTable,
@@ -92,6 +79,10 @@ struct Underway {
     pieces: Mutex<VecDeque<Piece>>,
     arrived: Mutex<Vec<FinishedWorker>>,
     rows: AtomicU64,
+    /// Sessions that take part.
+    everyone: usize,
+    /// The snapshot's.
+    position: Lsn,
 }
 
 /// A load ended early; tables that were not sent off have to be loaded again.
@@ -134,7 +125,7 @@ pub async fn load(
     let created = anchor.create_logical_slot(&slot, options).await?;
     let snapshot = created.snapshot.ok_or(SyncError::NoSnapshot)?;
     let position = created.consistent_point;
-    tracing::info!(%position, tables = tables.len(), "first load begins");
+    tracing::info!(%position, tables = tables.len(), "load begins");
 
     let mut imported = Vec::with_capacity(sessions);
     for _ in 0..sessions.max(1) {
@@ -143,29 +134,19 @@ pub async fn load(
     // The sessions hold the snapshot now: the slot that made it may go, and with it the WAL it retains.
     anchor.close().await?;
 
-    let mut underway = Vec::with_capacity(tables.len());
-    for request in tables {
-        let pieces = match imported.first_mut() {
-            Some(session) => pieces(session, request.planned.relation).await?,
-            None => VecDeque::new(),
-        };
-        let relation = request.planned.relation;
-        let begun =
-            TableLoad::begin(request.location.clone(), request.definition.clone(), request.options.clone());
-        let load = begun.await.map_err(SyncError::from).map_err(LoadFailed::at(relation))?;
-        underway.push(Underway {
-            request,
-            load: Mutex::new(Some(load)),
-            pieces: Mutex::new(pieces),
-            arrived: Mutex::default(),
-            rows: AtomicU64::new(0),
-        });
-    }
-    let underway = Arc::new(underway);
+    let (mends, loads): (VecDeque<_>, VecDeque<_>) = tables.into_iter().partition(|table| table.mend);
     let everyone = imported.len();
+    let mut underway = Vec::with_capacity(loads.len());
+    for request in loads {
+        let relation = request.planned.relation;
+        let Some(session) = imported.first_mut() else { break };
+        let begun = begin(session, request, everyone, position).await;
+        underway.push(begun.map_err(LoadFailed::at(relation))?);
+    }
+    let (mends, underway) = (Arc::new(Mutex::new(mends)), Arc::new(underway));
     let mut workers = JoinSet::new();
     for session in imported {
-        workers.spawn(work(session, underway.clone(), everyone, position, loaded.clone()));
+        workers.spawn(work(session, position, mends.clone(), underway.clone(), loaded.clone()));
     }
     while let Some(ended) = workers.join_next().await {
         // The first failure ends the others with the set: the load starts over as a whole.
@@ -174,17 +155,47 @@ pub async fn load(
     Ok(())
 }
 
-/// One session: its share of every table, in order.
-async fn work(
-    mut session: SnapshotSession,
-    tables: Arc<Vec<Underway>>,
+/// Prepares a load that `everyone` sessions take part in.
+async fn begin(
+    session: &mut SnapshotSession,
+    request: LoadTable,
     everyone: usize,
     position: Lsn,
+) -> Result<Underway, SyncError> {
+    let pieces = pieces(session, request.planned.relation).await?;
+    let load =
+        TableLoad::begin(request.location.clone(), request.definition.clone(), request.options.clone());
+    Ok(Underway {
+        load: Mutex::new(Some(load.await?)),
+        pieces: Mutex::new(pieces),
+        arrived: Mutex::default(),
+        rows: AtomicU64::new(0),
+        request,
+        everyone,
+        position,
+    })
+}
+
+/// One session: whole tables to mend, as long as there are some, then its share of every load, in order.
+async fn work(
+    mut session: SnapshotSession,
+    position: Lsn,
+    mends: Arc<Mutex<VecDeque<LoadTable>>>,
+    loads: Arc<Vec<Underway>>,
     loaded: mpsc::Sender<Loaded>,
 ) -> Result<(), LoadFailed> {
-    for table in tables.iter() {
+    loop {
+        let next = mends.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(request) = next else { break };
+        let relation = request.planned.relation;
+        let done = mend_or_load(&mut session, request, position).await.map_err(LoadFailed::at(relation))?;
+        if let Some(done) = done {
+            loaded.send(done).await.map_err(|_| SyncError::WriterGone)?;
+        }
+    }
+    for table in loads.iter() {
         let relation = table.request.planned.relation;
-        let done = share(&mut session, table, everyone, position).await.map_err(LoadFailed::at(relation))?;
+        let done = share(&mut session, table).await.map_err(LoadFailed::at(relation))?;
         if let Some(done) = done {
             loaded.send(done).await.map_err(|_| SyncError::WriterGone)?;
         }
@@ -193,74 +204,64 @@ async fn work(
     Ok(())
 }
 
-/// Copies pieces of a table until none is left; whoever is the last commits.
-async fn share(
+async fn mend_or_load(
     session: &mut SnapshotSession,
-    table: &Underway,
-    everyone: usize,
+    request: LoadTable,
     position: Lsn,
 ) -> Result<Option<Loaded>, SyncError> {
+    match mending::mend(session, &request, position).await? {
+        Mended::Done(loaded) => Ok(Some(*loaded)),
+        // The others mend other tables meanwhile: this session loads it alone.
+        Mended::BeyondMending => {
+            let underway = begin(session, request, 1, position).await?;
+            share(session, &underway).await
+        },
+    }
+}
+
+/// Copies pieces of a table until none is left; whoever is the last commits.
+async fn share(session: &mut SnapshotSession, table: &Underway) -> Result<Option<Loaded>, SyncError> {
     let begun = table.load.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(TableLoad::worker);
     // Only the last to arrive takes it, and this session has not arrived yet.
     let Some(mut worker) = begun else { return Ok(None) };
     loop {
         let next = table.pieces.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(piece) = next else { break };
-        copy(session, table, &piece, &mut worker).await?;
+        let mut rows = PieceReader::open(session, &table.request.planned, &piece).await?;
+        while let Some(batch) = rows.next().await? {
+            hand_over(batch, table, &mut worker).await?;
+        }
     }
     let finished = worker.finish().await?;
     let everyones = {
         let mut arrived = table.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         arrived.push(finished);
-        (arrived.len() == everyone).then(|| std::mem::take(&mut *arrived))
+        (arrived.len() == table.everyone).then(|| std::mem::take(&mut *arrived))
     };
     let Some(finished) = everyones else { return Ok(None) };
     let Some(load) = table.load.lock().unwrap_or_else(PoisonError::into_inner).take() else {
         return Ok(None);
     };
-    let rows = table.rows.load(Ordering::Relaxed);
+    let (rows, position) = (table.rows.load(Ordering::Relaxed), table.position);
     let spec = super::commit_info::of_load(&table.request.app_id, position, rows);
     let mirror = load.commit(finished, &spec).await?;
     tracing::info!(table = %table.request.planned.name, rows, version = mirror.version(), "load is in the lake");
     Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, snapshot: position }))
 }
 
-async fn copy(
-    session: &mut SnapshotSession,
-    table: &Underway,
-    piece: &Piece,
-    worker: &mut delta_writer::LoadWorker,
-) -> Result<(), SyncError> {
-    let planned = &table.request.planned;
-    let mut decoder = CopyDecoder::new(planned.schema.clone(), planned.builder.clone());
-    let mut rows = session.copy(&piece.leaf, &planned.copy_columns(), piece.range).await?;
-    while let Some(chunk) = rows.next().await? {
-        chunk.pieces().try_for_each(|piece| decoder.push(piece))?;
-        if decoder.rows() >= BATCH_ROWS || decoder.byte_size() >= BATCH_BYTES {
-            hand_over(&mut decoder, table, worker).await?;
-        }
-    }
-    hand_over(&mut decoder, table, worker).await?;
-    decoder.finish()?;
-    Ok(())
-}
-
 async fn hand_over(
-    decoder: &mut CopyDecoder,
+    batch: SourceBatch,
     table: &Underway,
     worker: &mut delta_writer::LoadWorker,
 ) -> Result<(), SyncError> {
-    super::dead_letters::report(&table.request.planned, decoder.take_dead_letters());
-    let batch = decoder.take_batch();
-    if batch.num_rows() == 0 {
-        return Ok(());
-    }
-    let rows = table.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed) + batch.num_rows() as u64;
-    worker.write(batch).await?;
-    let shown = &table.request.shown;
-    let estimated = table.request.planned.source.estimated_rows;
-    shown.board.update(&shown.database, &shown.table, |status| {
-        status.state = TableState::Loading { rows_done: rows, rows_estimated: Some(estimated) };
+    let request = &table.request;
+    request.dead_letters.record(&request.planned, batch.letters, table.position).await?;
+    let more = batch.rows.num_rows() as u64;
+    let rows = table.rows.fetch_add(more, Ordering::Relaxed) + more;
+    worker.write(batch.rows).await?;
+    let estimated = request.planned.source.estimated_rows;
+    request.shown.board.update(&request.shown.database, &request.shown.table, |status| {
+        status.state = TableState::Loading { rows_done: rows, rows_estimated: estimated };
         status.rows = Some(rows);
     });
     Ok(())

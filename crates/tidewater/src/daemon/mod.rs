@@ -7,29 +7,34 @@
 //! ```
 
 mod commit_info;
+mod consistent_points;
 mod dead_letters;
 mod error;
 mod first_load;
+mod mending;
 mod plan;
 mod private_postgres;
+mod retained_wal;
 mod router;
+mod row_comparison;
+mod source_rows;
 mod source_sync;
 mod spool;
 mod stream_loop;
+mod supervisor;
 mod sync_state;
+mod table_comparison;
 mod table_upkeep;
 mod table_writer;
 
 pub use error::{DaemonError, SyncError, error_chain};
 
 use crate::config::{Config, Durability, Mode, Mount, SchemaChanges};
+use crate::reload::Reload;
+use crate::requests::Requests;
 use crate::status::StatusBoard;
-use delta_writer::PendingBudget;
-use postgres_connector::SourceConfig;
-use source_sync::SourceSync;
-use std::collections::BTreeMap;
-use table_upkeep::UpkeepPolicy;
-use tokio::task::JoinSet;
+use supervisor::Supervisor;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// How the daemon is to run.
@@ -39,77 +44,37 @@ pub struct RunOptions {
     pub until_caught_up: bool,
 }
 
-/// Runs until `shutdown` is cancelled, everything has caught up (when asked for), or something cannot go on.
-pub async fn run(
-    config: Config,
-    options: RunOptions,
-    board: StatusBoard,
-    shutdown: CancellationToken,
-) -> Result<(), DaemonError> {
+/// How a running daemon is watched, asked and stopped.
+#[derive(Debug)]
+pub struct Controls {
+    /// What it does.
+    pub board: StatusBoard,
+    /// What people ask of its tables.
+    pub requests: Requests,
+    /// New configurations.
+    pub reloads: mpsc::Receiver<Reload>,
+    /// Ends it.
+    pub shutdown: CancellationToken,
+}
+
+/// Runs until it is told to stop, everything has caught up (when asked for), or something cannot go on.
+pub async fn run(config: Config, options: RunOptions, controls: Controls) -> Result<(), DaemonError> {
     refuse_what_is_not_built(&config)?;
-    let lake = delta_writer::open_lake(config.lake.uri.as_str(), &config.lake.options.expose())
-        .map_err(DaemonError::Lake)?;
+    let store = config.lake.options.expose();
+    let lake = delta_writer::open_lake(config.lake.uri.as_str(), &store).map_err(DaemonError::Lake)?;
+    let reader = lake_sql::LakeSession::open(config.lake.uri.as_str(), &store).await;
+    let reader = reader.map_err(DaemonError::LakeReader)?;
     let (computes, sources) = private_postgres::start_all(&config).await?;
     // The supervisors outlive the syncs, so that Postgres stops last.
     let supervision = CancellationToken::new();
     let supervisors = private_postgres::supervise(computes, &supervision);
 
-    let outcome = sync_all(&config, options, &board, lake, sources, &shutdown).await;
+    let board = controls.board.clone();
+    let outcome = Supervisor::new(config, options, controls, lake, reader, sources).run().await;
     board.set_ready(false);
     supervision.cancel();
     let stopped = private_postgres::stopped(supervisors).await;
     outcome.and(stopped)
-}
-
-async fn sync_all(
-    config: &Config,
-    options: RunOptions,
-    board: &StatusBoard,
-    lake: delta_writer::Lake,
-    sources: BTreeMap<String, SourceConfig>,
-    shutdown: &CancellationToken,
-) -> Result<(), DaemonError> {
-    let mut syncs = JoinSet::new();
-    let pending_budget = PendingBudget::default();
-    for (database, source) in sources {
-        let entries: Vec<_> =
-            config.to_lake.iter().filter(|entry| entry.database == database).cloned().collect();
-        if entries.is_empty() {
-            continue;
-        }
-        let sync = SourceSync {
-            instance: config.instance.clone(),
-            flush: config.flush_policy(&database),
-            source,
-            entries,
-            lake: lake.clone(),
-            upkeep: UpkeepPolicy::new(&config.lake, pending_budget.clone()),
-            state_dir: config.state_dir.join(wal_decoder::folder_name(&database)),
-            board: board.clone(),
-            options,
-            shutdown: shutdown.clone(),
-            database: database.clone(),
-        };
-        board.update_source(&database, |_| {});
-        syncs.spawn(async move {
-            let outcome = sync.run().await;
-            outcome.map_err(|source| DaemonError::Sync { database, source: Box::new(source) })
-        });
-    }
-    board.set_ready(true);
-    if syncs.is_empty() {
-        shutdown.cancelled().await;
-    }
-    let mut outcome = Ok(());
-    while let Some(ended) = syncs.join_next().await {
-        let ended = ended.unwrap_or(Err(DaemonError::TaskGone));
-        if ended.is_err() {
-            // One configuration, one daemon: the others stop in order, with what they have committed.
-            shutdown.cancel();
-        }
-        outcome = outcome.and(ended);
-    }
-    outcome
 }
 
 /// The configuration file knows the whole contract; what this version does not do yet is refused, not ignored.

@@ -214,6 +214,22 @@ impl Router {
         self.bytes_since_cut
     }
 
+    /// Where the commit record begins of the transaction that `message` starts to deliver; everything that was committed
+    /// before has been received then.
+    pub fn commit_announced_by(&self, message: &Bytes) -> Option<Lsn> {
+        if self.chunk.is_some() || !self.between_transactions() {
+            return None;
+        }
+        // What does not parse fails when it is taken in.
+        match pgoutput::parse(message, false).ok()? {
+            Message::Begin { final_lsn, .. } => Some(final_lsn),
+            Message::StreamCommit { commit_lsn, .. } => Some(commit_lsn),
+            // Outside of any transaction: sent when the stream came by its place in the log.
+            Message::Logical { transactional: false, lsn, .. } => Some(lsn),
+            _ => None,
+        }
+    }
+
     /// The next message of the stream.
     pub fn message(&mut self, bytes: &Bytes) -> Result<Step, SyncError> {
         let message = pgoutput::parse(bytes, self.chunk.is_some())?;

@@ -10,6 +10,8 @@
 //!
 //! When a connection breaks, all of it is dropped and done again.
 
+use super::consistent_points::PointsTable;
+use super::dead_letters::DeadLetters;
 use super::error::{error_chain, halts_table};
 use super::plan::{PlannedTable, origin_properties, plan_tables, selection};
 use super::router::Router;
@@ -19,10 +21,12 @@ use super::table_upkeep::{TableUpkeep, UpkeepPolicy};
 use super::table_writer::{Shown, TableWriter};
 use super::{RunOptions, SyncError};
 use crate::config::{FlushPolicy, ToLake};
-use crate::status::StatusBoard;
+use crate::requests::Requests;
+use crate::status::{StatusBoard, TableState};
 use crate::telemetry;
 use delta_writer::{Lake, MirrorTable, TableDefinition, WriterOptions};
 use globset::GlobSet;
+use lake_sql::LakeSession;
 use postgres_connector::{
     Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, SourceTable, StreamOptions,
 };
@@ -61,10 +65,16 @@ pub struct SourceSync {
     pub lake: Lake,
     /// How the tables are kept up.
     pub upkeep: UpkeepPolicy,
+    /// Reads the lake as any reader would.
+    pub reader: Arc<LakeSession>,
+    /// Where values go that the lake cannot hold.
+    pub dead_letters: DeadLetters,
     /// Key indexes and spools.
     pub state_dir: PathBuf,
     /// What everyone sees.
     pub board: StatusBoard,
+    /// What people ask of its tables.
+    pub requests: Requests,
     /// How to run.
     pub options: RunOptions,
     /// Ends it.
@@ -308,18 +318,23 @@ impl SourceSync {
         state.begin_incarnation(system_identifier, generation).await?;
         let incarnation = format!("{system_identifier}-{generation}");
         let mut opened = OpenedTables {
-            router: Router::new(self.state_dir.join("spool")),
+            router: Router::new(self.spool_directory()),
             tables: HashMap::new(),
             names: planned.iter().map(|table| (table.relation, table.name.clone())).collect(),
             to_load: Vec::new(),
+            held: BTreeSet::new(),
             tasks: tasks.clone(),
+            points: self.points_table(&incarnation),
             first_cut: Lsn::ZERO,
         };
+        self.board.retain_tables(&self.database, |table| planned.iter().any(|kept| kept.name == table));
         for table in planned {
             self.open_table(state, table, &incarnation, &mut opened).await?;
         }
         let loading = opened.to_load.iter().filter_map(|relation| opened.tables.get(relation));
-        state.enter(loading.map(|table| (table.table_id.clone(), Discontinuity::Loading)).collect()).await?;
+        let loading = loading.map(|table| (table.table_id.clone(), Discontinuity::Loading)).collect();
+        let following = opened.tables.values().map(|table| table.table_id.clone()).collect();
+        state.follow(following, loading).await?;
         for relation in &opened.to_load {
             opened.router.start_loading(*relation)?;
         }
@@ -339,19 +354,10 @@ impl SourceSync {
         self.board.update(&self.database, &planned.name, |status| {
             status.location = location.uri().to_owned();
         });
-        let resync = self.board.take_resync(&self.database, &planned.name);
-        let found = match MirrorTable::open(location.clone(), self.writer_options()).await {
-            Ok(found) => found,
-            // What stands there does not matter: the load replaces it.
-            Err(error) if halts_table(&error) && resync => None,
-            Err(error) if halts_table(&error) => {
-                // Every opening finds the same, so nothing has to remember it.
-                let reason = error_chain(&error);
-                tracing::error!(table = %planned.name, %reason, "table is halted; the others go on");
-                shown.show_halted(&reason);
-                opened.router.halt(planned.relation);
-                return Ok(());
-            }
+        let (found, broken) = match MirrorTable::open(location.clone(), self.writer_options()).await {
+            Ok(found) => (found, None),
+            // Every opening finds the same, so nothing has to remember it. A resync does not ask what is there.
+            Err(error) if halts_table(&error) => (None, Some(error_chain(&error))),
             Err(error) => return Err(error.into()),
         };
         let existing_id = found
@@ -364,21 +370,36 @@ impl SourceSync {
         let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
         let definition = definition(&planned, &table_id);
 
+        let mend = !definition.key.is_empty()
+            && found.as_ref().is_some_and(|table| same_shape(table.definition(), &definition));
         let mut entry = LiveTable {
+            mend,
             planned,
             location,
             definition,
             table_id,
             app_id,
             shown,
+            version: None,
             writer: None,
             loading: false,
             clear_at_commit: false,
         };
-        let asked_for = Discontinuity::Loading;
-        let discontinuity = if resync { Some(&asked_for) } else { state.discontinuity(&entry.table_id) };
-        if let Some(Discontinuity::Halted { reason }) = discontinuity {
-            entry.shown.show_halted(reason);
+        let discontinuity = state.discontinuity(&entry.table_id);
+        let stays = match (&broken, discontinuity) {
+            (Some(reason), _) | (None, Some(Discontinuity::Halted { reason })) => {
+                tracing::error!(table = %entry.planned.name, %reason, "table is halted; the others go on");
+                entry.shown.show_halted(reason);
+                true
+            }
+            (None, Some(Discontinuity::Paused { hold })) => {
+                entry.shown.show(TableState::Paused);
+                opened.held.extend(hold.then_some(entry.planned.relation));
+                true
+            }
+            (None, Some(Discontinuity::Loading) | None) => false,
+        };
+        if stays {
             opened.router.halt(entry.planned.relation);
             opened.tables.insert(entry.planned.relation, entry);
             return Ok(());
@@ -407,6 +428,21 @@ impl SourceSync {
         }
         opened.tables.insert(entry.planned.relation, entry);
         Ok(())
+    }
+
+    /// Where what does not fit into memory waits.
+    pub fn spool_directory(&self) -> PathBuf {
+        self.state_dir.join("spool")
+    }
+
+    fn points_table(&self, incarnation: &str) -> PointsTable {
+        let folder = wal_decoder::folder_name(&self.database);
+        PointsTable {
+            location: self.lake.table(&[&folder, "_tidewater", "consistent_points"]),
+            incarnation: incarnation.to_owned(),
+            app_id: format!("tidewater/{}/{}/consistent_points/{incarnation}", self.instance, self.database),
+            options: self.writer_options(),
+        }
     }
 
     /// How a table's files are written.
@@ -444,8 +480,12 @@ pub struct OpenedTables {
     pub names: BTreeSet<(u32, String)>,
     /// Which of them have to be loaded.
     pub to_load: Vec<u32>,
+    /// Which of them are paused and keep the slot where it is.
+    pub held: BTreeSet<u32>,
     /// The tables' tasks.
     pub tasks: TaskTracker,
+    /// Where the cuts are recorded.
+    pub points: PointsTable,
     /// The first cut lies at or above every table's position.
     pub first_cut: Lsn,
 }

@@ -12,18 +12,22 @@
 //! ```
 
 mod loading;
+mod requests;
+mod verifying;
 
+use super::consistent_points::PointRecorder;
 use super::first_load::{LoadFailed, LoadTable, Loaded};
 use super::plan::PlannedTable;
+use super::retained_wal::RetainedWal;
 use super::router::{CommitPoint, Router, Step, Stop, TransactionReplay};
 use super::source_sync::{OpenedTables, SourceSync};
 use super::sync_state::{Discontinuity, SyncState};
 use super::table_writer::{Outcome, Shown, TableWriter};
-use super::{SyncError, commit_info, dead_letters};
+use super::{SyncError, commit_info};
 use crate::status::TableState;
 use crate::telemetry;
 use bytes::Bytes;
-use delta_writer::{MirrorTable, TableDefinition, TableLocation, WriterOptions};
+use delta_writer::{MirrorTable, TableDefinition, TableLocation};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use postgres_connector::{Client, Event, LogicalStream};
@@ -34,6 +38,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
+use verifying::Verifier;
 use wal_decoder::{Lsn, RowChanges};
 
 /// Messages taken in one go before everything else gets its turn.
@@ -71,6 +76,10 @@ pub struct LiveTable {
     pub app_id: String,
     /// Where its state is shown.
     pub shown: Shown,
+    /// The Delta version of its last data commit, once it was opened or loaded.
+    pub version: Option<i64>,
+    /// It is in the lake in its present shape: what it lacks is found by comparing.
+    pub mend: bool,
     /// Its task, once it is live.
     pub writer: Option<TableWriter>,
     /// Its load is under way or waiting.
@@ -81,15 +90,24 @@ pub struct LiveTable {
 
 impl LiveTable {
     /// What its load is to do.
-    pub fn load_request(&self, options: WriterOptions) -> LoadTable {
+    pub fn load_request(&self, sync: &SourceSync) -> LoadTable {
         LoadTable {
             planned: self.planned.clone(),
             location: self.location.clone(),
             definition: self.definition.clone(),
-            options,
+            options: sync.writer_options(),
             app_id: self.app_id.clone(),
             shown: self.shown.clone(),
+            dead_letters: sync.dead_letters.clone(),
+            mend: self.mend,
+            lake: sync.reader.clone(),
+            spool: sync.spool_directory(),
         }
+    }
+
+    /// It holds what its database's last landed cut holds.
+    pub fn is_at_the_cut(&self) -> bool {
+        self.writer.is_some() && !self.loading && !self.clear_at_commit
     }
 
     /// What it does while it follows the stream.
@@ -98,8 +116,9 @@ impl LiveTable {
     }
 
     /// Shows it as following the stream.
-    pub fn show_live(&self, table: &MirrorTable, position: Lsn) {
+    pub fn show_live(&mut self, table: &MirrorTable, position: Lsn) {
         let (version, rows, state) = (table.version(), table.stats().rows, self.streaming_state());
+        self.version = Some(version);
         self.shown.board.update(&self.shown.database, &self.shown.table, |status| {
             status.state = state;
             status.position = Some(position);
@@ -134,6 +153,11 @@ pub struct StreamLoop {
     load_slot: String,
     router: Router,
     tables: HashMap<u32, LiveTable>,
+    points: PointRecorder,
+    /// Paused tables for which the slot stays where it is.
+    held: BTreeSet<u32>,
+    verifier: Verifier,
+    retained_wal: RetainedWal,
     /// The plan that this loop follows.
     names: BTreeSet<(u32, String)>,
     to_load: Vec<u32>,
@@ -167,7 +191,11 @@ impl StreamLoop {
         StreamLoop {
             load_slot: format!("{}_load", slot.chars().take(58).collect::<String>()),
             router: opened.router,
+            points: PointRecorder::start(opened.points, opened.tables.keys().copied(), &opened.tasks),
             tables: opened.tables,
+            held: opened.held,
+            verifier: Verifier::default(),
+            retained_wal: RetainedWal::default(),
             names: opened.names,
             to_load: opened.to_load,
             first_cut: opened.first_cut,
@@ -194,6 +222,7 @@ impl StreamLoop {
     pub async fn run(mut self) -> Result<(), SyncError> {
         let result = self.follow().await;
         self.loads.shutdown().await;
+        self.verifier.shutdown().await;
         match result {
             Ok(()) => self.stream.close().await.map_err(SyncError::from),
             Err(error) => Err(error),
@@ -205,6 +234,7 @@ impl StreamLoop {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.begin_loads();
+            self.begin_verification();
             self.drain().await?;
             if self.cut_is_due() {
                 self.cut().await?;
@@ -213,12 +243,15 @@ impl StreamLoop {
                 return self.stop().await;
             }
             let shutdown = self.sync.shutdown.clone();
-            let due = self.flush_due_at();
+            let due = earliest(self.flush_due_at(), self.verifier.hold_ends());
+            let held = self.verifier.holds_stream();
             tokio::select! {
-                event = self.stream.next() => self.event(event?).await?,
+                event = self.stream.next(), if !held => self.event(event?).await?,
                 answer = next_answer(&mut self.flight) => self.answered(answer).await?,
                 Some(loaded) = self.loaded.1.recv() => self.join_stream(loaded).await?,
                 Some(ended) = self.loads.join_next() => self.load_ended(ended).await?,
+                request = self.sync.requests.next(&self.sync.database) => self.request(request).await?,
+                Some(ended) = self.verifier.exported() => self.export_ended(ended).await?,
                 () = at(due) => {}
                 _ = tick.tick() => self.tick().await?,
                 () = shutdown.cancelled() => return self.stop().await,
@@ -229,6 +262,9 @@ impl StreamLoop {
     /// Takes what the connection has buffered already.
     async fn drain(&mut self) -> Result<(), SyncError> {
         for _ in 0..MESSAGES_AT_ONCE {
+            if self.verifier.holds_stream() {
+                return Ok(());
+            }
             match self.stream.try_next()? {
                 Some(event) => self.event(event).await?,
                 None => return Ok(()),
@@ -244,6 +280,9 @@ impl StreamLoop {
         match event {
             Event::Wal { end, data, .. } => {
                 self.source_end = self.source_end.max(end);
+                if self.verifier.cuts_before(self.commit_of(&data)) {
+                    self.cut_for_verification().await?;
+                }
                 let step = self.router.message(&data)?;
                 self.step(step).await
             }
@@ -253,6 +292,9 @@ impl StreamLoop {
                 if all_below_received && self.last_commit.end_lsn < self.first_cut {
                     // Nothing was committed since the youngest table's position: a cut may be there.
                     self.last_commit.end_lsn = self.first_cut;
+                }
+                if self.router.between_transactions() && self.verifier.cuts_before(Some(wal_end)) {
+                    self.cut_for_verification().await?;
                 }
                 self.confirm_idle(wal_end).await
             }
@@ -307,7 +349,8 @@ impl StreamLoop {
 
     async fn apply(&mut self, relation: u32, changes: RowChanges) -> Result<(), SyncError> {
         if let Some(table) = self.tables.get(&relation) {
-            dead_letters::report(&table.planned, self.router.take_dead_letters(relation));
+            let letters = self.router.take_dead_letters(relation);
+            self.sync.dead_letters.record(&table.planned, letters, self.last_commit.end_lsn).await?;
             if let Some(writer) = &table.writer
                 && let Err(gone) = writer.apply(changes).await
                 && self.flight.is_none()
@@ -384,7 +427,7 @@ impl StreamLoop {
     /// One table of the cut has answered; with the last of them the slot moves.
     async fn answered(&mut self, answer: Option<(u32, Option<Outcome>)>) -> Result<(), SyncError> {
         let Some((relation, outcome)) = answer else { return self.landed().await };
-        let Some(table) = self.tables.get(&relation) else { return Ok(()) };
+        let Some(table) = self.tables.get_mut(&relation) else { return Ok(()) };
         let point = self.flight.as_ref().map_or(self.last_commit, |flight| flight.point);
         match outcome {
             Some(Outcome::Committed { committed, rows }) => {
@@ -392,6 +435,8 @@ impl StreamLoop {
                     [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
                 metrics::counter!(telemetry::SYNC_ROWS_TOTAL, &labels)
                     .increment(committed.rows_added + committed.rows_deleted);
+                table.version = Some(committed.version);
+                self.points.changed(relation);
                 table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
                     status.position = Some(point.end_lsn);
                     status.version = Some(committed.version);
@@ -417,7 +462,9 @@ impl StreamLoop {
                 .map(|table| table.table_id.clone())
                 .collect();
             self.state.clear(&ids).await?;
+            flight.clear.iter().for_each(|relation| self.points.changed(*relation));
         }
+        self.points.landed(flight.point, &self.tables).await?;
         metrics::histogram!(telemetry::SYNC_COMMIT_SECONDS, "database" => self.sync.database.clone())
             .record(flight.began.elapsed().as_secs_f64());
         self.confirm(flight.point.end_lsn).await?;
@@ -427,7 +474,9 @@ impl StreamLoop {
     async fn confirm(&mut self, position: Lsn) -> Result<(), SyncError> {
         if position > self.confirmed {
             self.confirmed = position;
-            self.stream.confirm(position).await?;
+            if self.held.is_empty() {
+                self.stream.confirm(position).await?;
+            }
         }
         Ok(())
     }
@@ -444,9 +493,12 @@ impl StreamLoop {
     /// A table leaves the stream for good; the others go on.
     async fn halt(&mut self, relation: u32, reason: String) -> Result<(), SyncError> {
         self.router.halt(relation);
+        self.points.changed(relation);
         if let Some(table) = self.tables.get_mut(&relation) {
             tracing::error!(table = %table.planned.name, %reason, "table is halted; the others go on");
-            table.writer = None;
+            if let Some(writer) = table.writer.take() {
+                writer.close().await;
+            }
             table.loading = false;
             table.clear_at_commit = false;
             table.shown.show_halted(&reason);
@@ -531,9 +583,7 @@ impl StreamLoop {
                 }
             });
         }
-        if self.sync.board.wants_resync(&self.sync.database) {
-            return Err(SyncError::TablesChanged);
-        }
+        self.reap_comparisons();
         if self.ticks % SOURCE_TICKS == 1 {
             self.look_at_source().await?;
         }
@@ -546,6 +596,9 @@ impl StreamLoop {
         let slots =
             postgres_connector::list_slots(&self.client, &self.sync.instance, &self.sync.database).await?;
         if let Some(slot) = slots.iter().find(|slot| slot.name == self.slot) {
+            if let Some(warning) = self.retained_wal.look(slot) {
+                tracing::warn!(database = %self.sync.database, "{warning}");
+            }
             let retained = slot.retained_bytes;
             metrics::gauge!(telemetry::SYNC_SLOT_RETAINED_WAL_BYTES, "database" => self.sync.database.clone())
                 .set(retained as f64);
@@ -569,6 +622,10 @@ async fn next_answer(flight: &mut Option<Flight>) -> Option<(u32, Option<Outcome
         Some(flight) => flight.answers.next().await,
         None => std::future::pending().await,
     }
+}
+
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 async fn at(instant: Option<Instant>) {

@@ -12,7 +12,7 @@ use super::SyncError;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The object's own format, so that a newer one is refused instead of misread.
@@ -32,6 +32,11 @@ pub enum Discontinuity {
         /// What happened, for `status` after a restart.
         reason: String,
     },
+    /// It was asked to stay as it is.
+    Paused {
+        /// The slot is not confirmed meanwhile; otherwise the table is compared with its source when it resumes.
+        hold: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +46,10 @@ struct Content {
     generation: u32,
     /// By table id.
     tables: BTreeMap<String, Discontinuity>,
+    /// Ids of the tables that the stream carries. One that was taken out of the configuration is behind the slot from
+    /// then on, and nothing but its absence here would tell when it comes back.
+    #[serde(default)]
+    following: BTreeSet<String>,
 }
 
 /// One database's sync state and where it is kept. Only the daemon that holds the slot writes it.
@@ -80,6 +89,7 @@ impl SyncState {
                 system_identifier: String::new(),
                 generation: 0,
                 tables: BTreeMap::new(),
+                following: BTreeSet::new(),
             },
             Err(source) => return Err(failed(source)),
         };
@@ -120,6 +130,22 @@ impl SyncState {
     pub async fn enter(&mut self, entries: Vec<(String, Discontinuity)>) -> Result<(), SyncError> {
         let mut content = self.content.clone();
         content.tables.extend(entries);
+        self.put(content).await
+    }
+
+    /// Says which tables the stream carries from now on, with entries for those that are discontinuous. Tables that
+    /// it carried until now and carries no longer become discontinuous. Returns after it is durable.
+    pub async fn follow(
+        &mut self,
+        following: BTreeSet<String>,
+        entries: Vec<(String, Discontinuity)>,
+    ) -> Result<(), SyncError> {
+        let mut content = self.content.clone();
+        content.tables.extend(entries);
+        for left in self.content.following.difference(&following) {
+            content.tables.entry(left.clone()).or_insert(Discontinuity::Loading);
+        }
+        content.following = following;
         self.put(content).await
     }
 
@@ -169,6 +195,21 @@ mod tests {
         let state = SyncState::read(store, path).await.unwrap();
         assert_eq!(state.discontinuity("a"), None);
         assert_eq!(state.discontinuity("b"), Some(&halted));
+    }
+
+    #[tokio::test]
+    async fn a_table_that_is_left_out_for_a_while_is_behind_the_slot_when_it_comes_back() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let path = Path::from("sync_state.json");
+        let mut state = SyncState::read(store.clone(), path.clone()).await.unwrap();
+        let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<_>>();
+        state.follow(ids(&["a", "b"]), Vec::new()).await.unwrap();
+        assert_eq!(state.discontinuity("b"), None);
+        state.follow(ids(&["a"]), Vec::new()).await.unwrap();
+        let mut state = SyncState::read(store, path).await.unwrap();
+        state.follow(ids(&["a", "b"]), Vec::new()).await.unwrap();
+        assert_eq!(state.discontinuity("a"), None);
+        assert_eq!(state.discontinuity("b"), Some(&Discontinuity::Loading));
     }
 
     #[tokio::test]

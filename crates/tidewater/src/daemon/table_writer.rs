@@ -12,6 +12,7 @@ use crate::status::{StatusBoard, TableState};
 use delta_writer::{CommitSpec, Committed, DeltaError, MirrorTable};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use wal_decoder::RowChanges;
 
@@ -42,9 +43,10 @@ enum Work {
 }
 
 /// The sending end of a table's task. Dropping it ends the task once its queue is empty.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct TableWriter {
     work: mpsc::Sender<Work>,
+    task: JoinHandle<()>,
 }
 
 /// Where a table's state is shown.
@@ -59,6 +61,14 @@ pub struct Shown {
 }
 
 impl Shown {
+    /// Shows the table in a state that is no error.
+    pub fn show(&self, state: TableState) {
+        self.board.update(&self.database, &self.table, |status| {
+            status.state = state;
+            status.error = None;
+        });
+    }
+
     /// Shows the table as stopped by an error.
     pub fn show_halted(&self, reason: &str) {
         self.board.update(&self.database, &self.table, |status| {
@@ -73,8 +83,16 @@ impl TableWriter {
     pub fn spawn(table: MirrorTable, upkeep: TableUpkeep, tasks: &TaskTracker) -> TableWriter {
         let (work, queue) = mpsc::channel(QUEUE);
         let owner = Owner { table, upkeep, failure: None, between_flushes: true };
-        tasks.spawn(owner.run(queue));
-        TableWriter { work }
+        let task = tasks.spawn(owner.run(queue));
+        TableWriter { work, task }
+    }
+
+    /// Ends the task and waits until its table is closed; what was not committed is dropped.
+    pub async fn close(self) {
+        drop(self.work);
+        if self.task.await.is_err() {
+            tracing::error!("a table's task ended unexpectedly; its table is closed");
+        }
     }
 
     /// Hands over changes; waits while the table is busy with earlier ones.

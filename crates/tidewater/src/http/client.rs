@@ -1,7 +1,8 @@
 //! How commands speak to the daemon.
 
 use crate::status::StatusReport;
-use http_body_util::{BodyExt, Empty, Limited};
+use crate::verification::VerificationReport;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::io;
@@ -74,31 +75,62 @@ impl ControlClient {
 
     /// What the daemon does.
     pub async fn status(&self) -> Result<StatusReport, ControlError> {
-        let (status, body) = self.ask(Method::GET, "/api/v1/status").await?;
+        let (status, body) = self.ask(Method::GET, "/api/v1/status", "").await?;
         serde_json::from_slice(&body).map_err(|_| ControlError::Answer { status })
     }
 
-    /// Has a table loaded anew.
-    pub async fn resync(&self, table: &str) -> Result<(), ControlError> {
-        let name = percent_encoding::utf8_percent_encode(table, percent_encoding::NON_ALPHANUMERIC);
-        let (status, body) = self.ask(Method::POST, &format!("/api/v1/tables/{name}/resync")).await?;
-        if status.is_success() {
-            return Ok(());
-        }
-        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        match answer.get("error").and_then(serde_json::Value::as_str) {
-            Some(problem) => Err(ControlError::Refused { problem: problem.to_owned() }),
-            None => Err(ControlError::Answer { status }),
-        }
+    /// Has a table pause; `hold` keeps its slot where it is.
+    pub async fn pause(&self, table: &str, hold: bool) -> Result<(), ControlError> {
+        self.change(&format!("/api/v1/tables/{}/pause?hold={hold}", encoded(table)), "").await.map(drop)
     }
 
-    async fn ask(&self, method: Method, route: &str) -> Result<(StatusCode, Vec<u8>), ControlError> {
-        tokio::time::timeout(ANSWER_LIMIT, self.send(method, route))
+    /// Has a paused table go on.
+    pub async fn resume(&self, table: &str) -> Result<(), ControlError> {
+        self.change(&format!("/api/v1/tables/{}/resume", encoded(table)), "").await.map(drop)
+    }
+
+    /// Has a table made equal to its source.
+    pub async fn resync(&self, table: &str) -> Result<(), ControlError> {
+        self.change(&format!("/api/v1/tables/{}/resync", encoded(table)), "").await.map(drop)
+    }
+
+    /// Has tables compared with their source; all of them if none is named.
+    pub async fn verify(&self, tables: &[String]) -> Result<VerificationReport, ControlError> {
+        let wanted = serde_json::json!({ "tables": tables }).to_string();
+        let body = self.change("/api/v1/verifications", &wanted).await?;
+        serde_json::from_slice(&body).map_err(|_| ControlError::Answer { status: StatusCode::ACCEPTED })
+    }
+
+    /// How far that is.
+    pub async fn verification(&self, id: &str) -> Result<VerificationReport, ControlError> {
+        let (status, body) =
+            self.ask(Method::GET, &format!("/api/v1/verifications/{}", encoded(id)), "").await?;
+        let body = accepted(status, body)?;
+        serde_json::from_slice(&body).map_err(|_| ControlError::Answer { status })
+    }
+
+    async fn change(&self, route: &str, json: &str) -> Result<Vec<u8>, ControlError> {
+        let (status, body) = self.ask(Method::POST, route, json).await?;
+        accepted(status, body)
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        route: &str,
+        json: &str,
+    ) -> Result<(StatusCode, Vec<u8>), ControlError> {
+        tokio::time::timeout(ANSWER_LIMIT, self.send(method, route, json))
             .await
             .map_err(|_| ControlError::TooSlow)?
     }
 
-    async fn send(&self, method: Method, route: &str) -> Result<(StatusCode, Vec<u8>), ControlError> {
+    async fn send(
+        &self,
+        method: Method,
+        route: &str,
+        json: &str,
+    ) -> Result<(StatusCode, Vec<u8>), ControlError> {
         let stream = UnixStream::connect(&self.path).await.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ControlError::NotRunning { path: self.path.clone() }
@@ -113,7 +145,8 @@ impl ControlClient {
             .method(method)
             .uri(route)
             .header("host", "tidewater")
-            .body(Empty::<bytes::Bytes>::new());
+            .header("content-type", "application/json")
+            .body(Full::new(bytes::Bytes::copy_from_slice(json.as_bytes())));
         let request = request.map_err(|_| ControlError::Answer { status: StatusCode::BAD_REQUEST })?;
         let answer = sender.send_request(request).await.map_err(ControlError::Connection)?;
         let status = answer.status();
@@ -123,5 +156,21 @@ impl ControlClient {
             .map_err(|_| ControlError::Answer { status })?;
         driver.abort();
         Ok((status, body.to_bytes().to_vec()))
+    }
+}
+
+fn encoded(name: &str) -> String {
+    percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+/// The body of an answer that is no refusal.
+fn accepted(status: StatusCode, body: Vec<u8>) -> Result<Vec<u8>, ControlError> {
+    if status.is_success() {
+        return Ok(body);
+    }
+    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    match answer.get("error").and_then(serde_json::Value::as_str) {
+        Some(problem) => Err(ControlError::Refused { problem: problem.to_owned() }),
+        None => Err(ControlError::Answer { status }),
     }
 }

@@ -10,15 +10,19 @@
 mod access;
 mod client;
 mod server;
+mod table_routes;
 
 pub use access::Access;
 pub use client::{ControlClient, ControlError};
 pub use server::{ServeError, bind_control_socket, serve_control_socket, serve_tcp};
 
+use crate::reload::Reloader;
+use crate::requests::Requests;
 use crate::status::StatusBoard;
+use crate::verification::Verifications;
 use axum::Json;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -34,6 +38,12 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 pub struct Api {
     /// What the daemon does.
     pub board: StatusBoard,
+    /// Where requests for its tables go.
+    pub requests: Requests,
+    /// The reports of comparisons.
+    pub verifications: Verifications,
+    /// Has the configuration read anew.
+    pub reloader: Reloader,
     /// The process's metrics.
     pub metrics: PrometheusHandle,
 }
@@ -41,16 +51,18 @@ pub struct Api {
 /// The routes, for callers that `access` describes.
 pub fn router(api: Api, access: Access) -> Router {
     let changing = Router::new()
-        .route("/api/v1/tables/{table}/pause", post(not_offered))
-        .route("/api/v1/tables/{table}/resume", post(not_offered))
-        .route("/api/v1/tables/{table}/resync", post(resync))
-        .route("/api/v1/reload", post(not_offered))
+        .route("/api/v1/tables/{table}/pause", post(table_routes::pause))
+        .route("/api/v1/tables/{table}/resume", post(table_routes::resume))
+        .route("/api/v1/tables/{table}/resync", post(table_routes::resync))
+        .route("/api/v1/verifications", post(table_routes::verify))
+        .route("/api/v1/reload", post(reload))
         .layer(middleware::from_fn_with_state(Arc::new(access), authorise));
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(|State(api): State<Api>| async move { Json(api.board.snapshot()) }))
+        .route("/api/v1/verifications/{id}", get(table_routes::verification))
         .merge(changing)
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such route") })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -77,17 +89,11 @@ async fn authorise(State(access): State<Arc<Access>>, request: Request, next: Ne
     }
 }
 
-/// Taken up within a second or two; `status` shows how it goes.
-async fn resync(State(api): State<Api>, Path(table): Path<String>) -> Response {
-    match api.board.request_resync(&table) {
-        Ok(()) => (StatusCode::ACCEPTED, Json(serde_json::json!({ "table": table }))).into_response(),
-        Err(refused) => problem(StatusCode::NOT_FOUND, &format!("`{table}`: {refused}")),
+async fn reload(State(api): State<Api>) -> Response {
+    match api.reloader.reload().await {
+        Ok(changes) => Json(serde_json::json!({ "changes": changes })).into_response(),
+        Err(reason) => problem(StatusCode::UNPROCESSABLE_ENTITY, &reason),
     }
-}
-
-/// The routes of the contract that this version's daemon has nothing behind.
-async fn not_offered() -> Response {
-    problem(StatusCode::NOT_IMPLEMENTED, "this version of the daemon does not offer this yet")
 }
 
 fn problem(status: StatusCode, error: &str) -> Response {

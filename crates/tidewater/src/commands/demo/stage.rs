@@ -8,7 +8,9 @@ use crate::commands::CommandError;
 use crate::commands::run;
 use crate::commands::state_lock::StateLock;
 use crate::config::Config;
-use crate::daemon::{self, DaemonError, RunOptions};
+use crate::daemon::{self, Controls, DaemonError, RunOptions};
+use crate::reload::Reloader;
+use crate::requests::Requests;
 use crate::status::{StatusBoard, StatusReport, TableReport};
 use postgres_connector::{SourceConfig, TlsMode};
 use std::io;
@@ -52,11 +54,15 @@ impl Stage {
         let lock = StateLock::take(&config.state_dir)?;
         let (board, shutdown, ended) =
             (StatusBoard::new(), CancellationToken::new(), CancellationToken::new());
+        let (reloader, reloads) = Reloader::new(file);
+        let requests = Requests::default();
         if keep {
             // Only then is there time for `tidewater status` from another terminal.
-            run::serve(&config, &board, &shutdown.child_token()).await?;
+            let api = run::api(&board, &requests, reloader)?;
+            run::serve(&config, api, &shutdown.child_token()).await?;
         }
-        let running = daemon::run(config.clone(), RunOptions::default(), board.clone(), shutdown.clone());
+        let controls = Controls { board: board.clone(), requests, reloads, shutdown: shutdown.clone() };
+        let running = daemon::run(config.clone(), RunOptions::default(), controls);
         let says_so = ended.clone().drop_guard();
         let daemon = tokio::spawn(async move {
             let _says_so = says_so;

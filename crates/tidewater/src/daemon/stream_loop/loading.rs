@@ -24,9 +24,13 @@ impl StreamLoop {
             if let Some(table) = self.tables.get(&relation) {
                 let estimated = table.planned.source.estimated_rows;
                 table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
-                    status.state = TableState::Loading { rows_done: 0, rows_estimated: Some(estimated) };
+                    status.state = match table.mend {
+                        true => TableState::Reloading { rows_done: 0, rows_estimated: estimated },
+                        false => TableState::Loading { rows_done: 0, rows_estimated: estimated },
+                    };
+                    status.error = None;
                 });
-                requests.push(table.load_request(self.sync.writer_options()));
+                requests.push(table.load_request(&self.sync));
             }
         }
         let sessions = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
@@ -43,6 +47,7 @@ impl StreamLoop {
         let upkeep = TableUpkeep::new(table.shown.clone(), self.sync.upkeep.clone());
         table.writer = Some(TableWriter::spawn(loaded.table, upkeep, &self.tasks));
         table.loading = false;
+        table.mend = !table.definition.key.is_empty();
         table.clear_at_commit = true;
         let (schema, options) = (table.planned.schema.clone(), table.planned.builder.clone());
         tracing::info!(table = %table.planned.name, changes = spool.messages(), "joining the stream");

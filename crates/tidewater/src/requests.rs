@@ -1,0 +1,133 @@
+//! What people ask of running syncs: pause, resume, resync, verify.
+//!
+//! The API puts a request down, the sync of its database takes it up between two messages of its stream, and
+//! `status` (or the verification's report) shows what comes of it. A request made while the sync is interrupted
+//! waits; one that the daemon did not live to take up was only ever promised, not done.
+
+use crate::verification::Verification;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// Requests that may wait for one database: more than anyone asks by hand.
+const MOST_WAITING: usize = 256;
+
+/// What is asked of one table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableRequest {
+    /// Stay at the present version.
+    Pause {
+        /// The slot keeps the WAL meanwhile; otherwise the table is mended by comparing when it resumes.
+        hold: bool,
+    },
+    /// Go on after a pause.
+    Resume,
+    /// Become equal to the source again.
+    Resync,
+}
+
+/// What is asked of one database's sync.
+#[derive(Debug)]
+pub enum Request {
+    /// Something for one table.
+    Table {
+        /// `schema.table`.
+        table: String,
+        /// What.
+        request: TableRequest,
+    },
+    /// Compare tables with their source.
+    Verify(Verification),
+}
+
+/// Too much is asked at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{MOST_WAITING} requests are waiting for this database already: try again once its sync goes on")]
+pub struct TooMany;
+
+/// Where requests are put down and taken up. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Requests {
+    waiting: Arc<Mutex<BTreeMap<String, Queue>>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    requests: VecDeque<Request>,
+    arrived: Arc<Notify>,
+}
+
+impl Requests {
+    /// Asks something of a database's sync.
+    pub fn put(&self, database: &str, request: Request) -> Result<(), TooMany> {
+        let mut waiting = self.waiting();
+        let queue = waiting.entry(database.to_owned()).or_default();
+        if queue.requests.len() >= MOST_WAITING {
+            return Err(TooMany);
+        }
+        queue.requests.push_back(request);
+        queue.arrived.notify_one();
+        Ok(())
+    }
+
+    /// The next request for a database. Dropping the future loses none.
+    pub async fn next(&self, database: &str) -> Request {
+        loop {
+            let arrived = {
+                let mut waiting = self.waiting();
+                let queue = waiting.entry(database.to_owned()).or_default();
+                if let Some(request) = queue.requests.pop_front() {
+                    return request;
+                }
+                queue.arrived.clone()
+            };
+            arrived.notified().await;
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<String, Queue>> {
+        // Whoever panicked with the lock held has moved whole requests.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resync(table: &str) -> Request {
+        Request::Table { table: table.to_owned(), request: TableRequest::Resync }
+    }
+
+    fn table(request: Request) -> String {
+        match request {
+            Request::Table { table, .. } => table,
+            Request::Verify(_) => String::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_arrive_in_order_at_their_database_and_wait_for_it() {
+        let requests = Requests::default();
+        requests.put("shop", resync("a")).unwrap();
+        requests.put("crm", resync("b")).unwrap();
+        requests.put("shop", resync("c")).unwrap();
+        assert_eq!(table(requests.next("shop").await), "a");
+        assert_eq!(table(requests.next("shop").await), "c");
+        let (later, waiting) = (requests.clone(), requests.next("shop"));
+        let put = async { later.put("shop", resync("d")) };
+        let (request, put) = tokio::join!(waiting, put);
+        assert_eq!((table(request), put), ("d".to_owned(), Ok(())));
+        assert_eq!(table(requests.next("crm").await), "b");
+    }
+
+    #[test]
+    fn more_than_anyone_asks_is_refused() {
+        let requests = Requests::default();
+        for _ in 0..MOST_WAITING {
+            requests.put("shop", resync("a")).unwrap();
+        }
+        assert_eq!(requests.put("shop", resync("a")), Err(TooMany));
+        assert_eq!(requests.put("crm", resync("a")), Ok(()));
+    }
+}
