@@ -4,7 +4,7 @@ use crate::support;
 use crate::support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote, UpdateKey};
 use crate::support::model::{Model, change, follow};
 use crate::support::{Bench, Change, Row, definition, flush, row};
-use delta_writer::{DeltaError, MirrorTable};
+use delta_writer::{DeltaError, MirrorTable, PendingBudget, TableLoad};
 use proptest::prelude::*;
 
 #[tokio::test]
@@ -56,6 +56,33 @@ async fn a_flush_that_cancels_itself_out_makes_no_version() {
     assert_eq!(table.version(), 0);
     flush(&mut table, &[Insert(row(1, "DE", "y"))], 3).await.unwrap().unwrap();
     assert_eq!(bench.read().await, [row(1, "DE", "y")]);
+}
+
+#[tokio::test]
+async fn tables_that_share_a_budget_stay_near_it_however_many_they_are() {
+    const BUDGET: usize = 64 << 10;
+    let mut bench = Bench::new();
+    bench.options.pending_budget = PendingBudget::new(BUDGET);
+    let mut tables = Vec::new();
+    for name in 0..10 {
+        let location = bench.lake.table(&["shop", "public", &format!("t{name}")]);
+        let load = TableLoad::begin(location, definition(), bench.options.clone()).await.unwrap();
+        tables.push(load.commit(Vec::new(), &support::spec(1)).await.unwrap());
+    }
+    for round in 0..20_i64 {
+        for table in &mut tables {
+            let rows = (0..100).map(|n| Insert(row(round * 100 + n, "DE", &"x".repeat(100))));
+            table.apply(support::changes(&rows.collect::<Vec<_>>())).await.unwrap();
+            let held = bench.options.pending_budget.held();
+            assert!(held < 2 * BUDGET, "{held} bytes in round {round}");
+        }
+    }
+    for table in &mut tables {
+        let flush = table.write().await.unwrap().unwrap();
+        table.commit(flush, &support::spec(2)).await.unwrap();
+        assert_eq!(table.stats().rows, 2000);
+    }
+    assert_eq!(bench.options.pending_budget.held(), 0);
 }
 
 #[tokio::test]
