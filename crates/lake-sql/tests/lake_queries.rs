@@ -363,7 +363,6 @@ async fn statements_that_are_no_queries_are_refused() {
 async fn what_is_promised_for_later_says_so() {
     let lake = spark_lake().await;
     for query in [
-        "SELECT * FROM orders AT (LSN => '0/16B3748')",
         "SELECT * FROM history('orders')",
         "SELECT * FROM changes('orders', 1, 2)",
         "SELECT * FROM live.shop.public.orders",
@@ -371,6 +370,12 @@ async fn what_is_promised_for_later_says_so() {
         let message = error(&lake, query).await;
         assert!(message.contains("not available yet"), "{query}: {message}");
     }
+}
+
+#[tokio::test]
+async fn a_position_of_which_nothing_was_recorded_is_an_error_and_never_the_newest_rows() {
+    let message = error(&spark_lake().await, "SELECT * FROM orders AT (LSN => '0/16B3748')").await;
+    assert!(message.contains("0/16B3748") && message.contains("nothing was recorded"), "{message}");
 }
 
 #[tokio::test]

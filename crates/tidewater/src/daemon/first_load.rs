@@ -215,7 +215,7 @@ async fn mend_or_load(
         Mended::BeyondMending => {
             let underway = begin(session, request, 1, position).await?;
             share(session, &underway).await
-        },
+        }
     }
 }
 

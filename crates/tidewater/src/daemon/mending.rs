@@ -60,7 +60,11 @@ pub async fn mend(
     }
 }
 
-async fn attempt(session: &mut SnapshotSession, request: &LoadTable, position: Lsn) -> Result<Mended, SyncError> {
+async fn attempt(
+    session: &mut SnapshotSession,
+    request: &LoadTable,
+    position: Lsn,
+) -> Result<Mended, SyncError> {
     let opened = MirrorTable::open(request.location.clone(), request.options.clone()).await?;
     let Some(mut table) = opened else { return Ok(Mended::BeyondMending) };
     let version = table.version().unsigned_abs();

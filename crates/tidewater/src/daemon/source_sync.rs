@@ -256,7 +256,7 @@ impl SourceSync {
             return Ok(slot.generation);
         }
         for slot in &slots {
-            tracing::warn!(database = %self.database, slot = %slot.name, status = ?slot.wal_status, reason = ?slot.invalidation_reason, "dropping a slot that cannot go on; its tables are loaded anew");
+            tracing::warn!(database = %self.database, slot = %slot.name, status = ?slot.wal_status, reason = ?slot.invalidation_reason, "dropping a slot that cannot go on; its tables are compared with their source");
             postgres_connector::drop_slot(client, &slot.name).await?;
         }
         let past = slots.iter().map(|slot: &SlotStatus| slot.generation).max().unwrap_or(0);

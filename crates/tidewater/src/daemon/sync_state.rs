@@ -6,7 +6,7 @@
 //! `<lake>/<database>/_tidewater/sync_state.json`, together with the incarnation that the slot belongs
 //! to. The rule that makes it safe: *a table is entered before the slot is confirmed past it, and taken
 //! out only after its own commit has caught up.* So after any crash a table is either continuous with
-//! the slot or named here, and is loaded anew.
+//! the slot or named here, and is mended.
 
 use super::SyncError;
 use object_store::path::Path;
@@ -27,7 +27,7 @@ const SIZE_LIMIT: u64 = 16 << 20;
 pub enum Discontinuity {
     /// Its load, or the changes made while it ran, are not all committed yet.
     Loading,
-    /// An error stopped it; it is loaded anew when its owner asks for it.
+    /// An error stopped it; it is mended when its owner asks for it.
     Halted {
         /// What happened, for `status` after a restart.
         reason: String,

@@ -181,8 +181,14 @@ impl StreamLoop {
             for (planned, version) in tables {
                 let name = planned.name.clone();
                 let progress = |rows| verification.update(&name, |found| found.source_rows = rows);
-                let compared =
-                    table_comparison::compare(&mut exported.session, &lake, &spool, &planned, version, progress);
+                let compared = table_comparison::compare(
+                    &mut exported.session,
+                    &lake,
+                    &spool,
+                    &planned,
+                    version,
+                    progress,
+                );
                 match compared.await {
                     Ok(compared) => verdict(&verification, &name, compared),
                     Err(error) => verification.give_up(&name, &error_chain(&error)),
