@@ -5,6 +5,7 @@
 mod crashes;
 mod first_load;
 mod harness;
+mod keyless;
 mod mirror;
 mod second_daemon;
 mod streaming;

@@ -145,7 +145,7 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
 }
 
 /// Puts every live row into one new file, last row first, as an OPTIMIZE of another engine would.
-async fn foreign_optimize(bench: &Bench, table: &MirrorTable, data_change: bool) {
+pub async fn foreign_optimize(bench: &Bench, table: &MirrorTable, data_change: bool) {
     let folder = bench.folder.path().join("lake/shop/public/orders");
     let mut rows = bench.read().await;
     rows.reverse();

@@ -3,6 +3,7 @@
 //! | module | asks |
 //! |---|---|
 //! | `mirror` | does a table equal its source after any changes, restarts and checkpoints? |
+//! | `multiset` | the same, where rows have no key and may be equal |
 //! | `column_types` | does every type survive, as data, statistics, key and value read back? |
 //! | `commits` | what do lost answers, second daemons and foreign writers do? |
 //! | `s3` | is it the same over S3? |
@@ -28,6 +29,8 @@ mod commits;
 mod crash_points;
 #[cfg(not(feature = "failpoints"))]
 mod mirror;
+#[cfg(not(feature = "failpoints"))]
+mod multiset;
 #[cfg(not(feature = "failpoints"))]
 mod s3;
 mod support;
