@@ -85,8 +85,8 @@ async fn a_table_without_a_key_but_with_replica_identity_full_is_a_mirror() {
     site.run_until_caught_up().await;
     assert_mirrored(&mut reader, &url, &site).await;
 
-    // The index is soft state: rebuilt from the rows, it still counts equal ones.
-    std::fs::remove_dir_all(site.path().join(".tidewater/index")).unwrap();
+    // The index is soft state: rebuilt from the rows, it still tells how many are equal.
+    std::fs::remove_dir_all(site.path().join(".tidewater")).unwrap();
     client.batch_execute(CHANGES).await.unwrap();
     site.run_until_caught_up().await;
     assert_mirrored(&mut reader, &url, &site).await;
