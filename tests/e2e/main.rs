@@ -7,6 +7,7 @@ mod crashes;
 mod dead_letters;
 mod first_load;
 mod harness;
+mod keyless;
 mod living_with_it;
 mod mending;
 mod mirror;

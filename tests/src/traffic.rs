@@ -198,6 +198,14 @@ impl Session {
             9 if table == "composite" => {
                 writeln!(sql, "UPDATE composite SET region = CASE region WHEN 'eu' THEN 'us' ELSE 'eu' END WHERE id = {id};")
             }
+            // Equal rows come, and go one by one.
+            9 if table == "keyless_full" => {
+                writeln!(sql, "INSERT INTO keyless_full SELECT * FROM keyless_full WHERE id = {id} LIMIT 2;")
+            }
+            10 if table == "keyless_full" => writeln!(
+                sql,
+                "DELETE FROM keyless_full WHERE ctid = (SELECT max(ctid) FROM keyless_full WHERE id = {id});"
+            ),
             9 => writeln!(sql, "DELETE FROM {table} WHERE id = {id};\nINSERT INTO {table} (id, v, n) VALUES ({id}, {text}, 7);"),
             10 => writeln!(sql, "DELETE FROM {table} WHERE id = {id};"),
             // Many rows with much text: past `logical_decoding_work_mem`, so that they are sent while in progress.

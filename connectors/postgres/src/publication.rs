@@ -64,7 +64,7 @@ impl PublishedTable {
             return refuse(format!("there is no column `{unknown}`"));
         }
         if table.identity == ReplicaIdentity::Full {
-            return refuse("with REPLICA IDENTITY FULL every column is part of the identity; give the table a primary key instead".to_owned());
+            return refuse("with REPLICA IDENTITY FULL every column is part of the identity; give the table a primary key and REPLICA IDENTITY DEFAULT instead".to_owned());
         }
         if let Some(key) = table.key_names().iter().find(|key| excluded.iter().any(|name| name == *key)) {
             return refuse(format!("column `{key}` is part of the replica identity and cannot be left out"));

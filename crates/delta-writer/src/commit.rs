@@ -286,6 +286,7 @@ impl MirrorTable {
         let shape = |definition: &TableDefinition| {
             (
                 Arc::clone(&definition.schema),
+                definition.kind,
                 definition.key.clone(),
                 definition.partition_by.clone(),
                 definition.deletion_vectors,

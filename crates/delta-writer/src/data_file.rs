@@ -16,7 +16,7 @@ use crate::file_stats::{self, ColumnCounts};
 use crate::key_index::{FileId, RowAddress};
 use crate::lake::TableLocation;
 use crate::partition_value;
-use crate::table_definition::TableDefinition;
+use crate::table_definition::{TableDefinition, TableKind};
 use crate::writer_options::WriterOptions;
 use arrow::array::{Array, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -165,10 +165,9 @@ impl DataFileWriter {
 
 /// Whether a dictionary would be built only to be thrown away: it was a tenth of the time of writing a file.
 fn is_mostly_distinct(field: &Field, definition: &TableDefinition) -> bool {
-    let is_key = definition
-        .key
-        .iter()
-        .any(|&at| definition.schema.fields().get(at).is_some_and(|key| key.name() == field.name()));
+    let names_rows =
+        |&at: &usize| definition.schema.fields().get(at).is_some_and(|key| key.name() == field.name());
+    let is_key = definition.kind == TableKind::Mirror && definition.key.iter().any(names_rows);
     is_key || field.data_type().is_floating() || matches!(field.data_type(), DataType::Timestamp(..))
 }
 

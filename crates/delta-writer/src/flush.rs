@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The key index answers for the last two at once. Its answers may be stale (a deleted row keeps its entry),
-//! so a row counts as found only if its file is live and no bit hides it. A row found nowhere is an error: a
+//! so a row counts as found only if its file is live and no bit hides it. In a table without a key equal rows
+//! stand beside each other and an operation takes any one of them ([`crate::multiset`]). A row found nowhere is an error: a
 //! mirror that ignored it would differ from its source without anyone knowing.
 
 use crate::data_file::FileSink;
@@ -17,10 +18,11 @@ use crate::error::{DeltaError, Result};
 use crate::key_index::{FileId, KeyHash, RowAddress};
 use crate::lake::TableLocation;
 use crate::mirror_table::MirrorTable;
+use crate::multiset::LiveRows;
 use crate::pending_budget::PendingShare;
 use crate::pending_rows::{PendingRow, PendingRows};
 use crate::segment;
-use crate::table_definition::TableDefinition;
+use crate::table_definition::{TableDefinition, TableKind};
 use crate::unchanged::{self, Origins};
 use crate::writer_options::WriterOptions;
 use arrow::array::RecordBatch;
@@ -71,6 +73,30 @@ pub(crate) enum OldRow {
     Stored(RowAddress),
 }
 
+/// What the index knows of the rows that operations take away.
+enum Stored {
+    /// A place for each operation, if its key has one.
+    ByOperation(std::vec::IntoIter<Option<RowAddress>>),
+    /// Rows of equal content, to be used up.
+    Equal(LiveRows),
+}
+
+impl Stored {
+    fn next_answer(&mut self) -> Option<RowAddress> {
+        match self {
+            Stored::ByOperation(answers) => answers.next().flatten(),
+            Stored::Equal(_) => None,
+        }
+    }
+
+    fn take_equal(&mut self, key: KeyHash) -> Option<RowAddress> {
+        match self {
+            Stored::ByOperation(_) => None,
+            Stored::Equal(rows) => rows.take(key),
+        }
+    }
+}
+
 impl Flush {
     pub fn new(location: &TableLocation, definition: &Arc<TableDefinition>, options: &WriterOptions) -> Self {
         Self {
@@ -104,12 +130,14 @@ impl Flush {
         self.share.is_exceeded()
     }
 
-    /// Takes the row of `key` away. `stored` is what the index answered.
-    fn take_old(&mut self, key: KeyHash, stored: Option<RowAddress>) -> Option<OldRow> {
+    /// Takes the row of `key` away, or one of its rows.
+    fn take_old(&mut self, key: KeyHash, stored: &mut Stored) -> Option<OldRow> {
+        // One answer an operation, whether it is needed or not.
+        let answer = stored.next_answer();
         if let Some(at) = self.pending.remove(key) {
             return Some(OldRow::Pending(at));
         }
-        let address = stored?;
+        let address = answer.or_else(|| stored.take_equal(key))?;
         let row = u64::from(address.row);
         // The index answers for live files of this flush and for those that were looked into.
         let hidden = match self.touched.get(&address.file) {
@@ -161,23 +189,29 @@ impl MirrorTable {
     async fn apply_segment(&mut self, part: RowChanges) -> Result<()> {
         let (row_keys, old_keys) = self.hash_keys(&part)?;
         let wanted = wanted_keys(&part.ops, &row_keys, &old_keys);
-        let found = self.look_up(&wanted).await?;
+        let is_multiset = self.definition.kind == TableKind::Multiset;
+        let mut stored = match is_multiset {
+            true => Stored::Equal(self.find_equal_rows(&wanted).await?),
+            false => Stored::ByOperation(self.look_up(&wanted).await?.into_iter()),
+        };
         let batch = self.flush.pending.begin_batch(row_keys.clone(), part.rows.num_rows());
         let mut origins = Origins::new(batch, &part.unchanged);
         let (mut row, mut old) = (0, 0);
-        let mut answers = wanted.into_iter().zip(found);
+        let mut wanted = wanted.into_iter();
         for op in &part.ops {
             let takes_row = matches!(op, Op::Insert | Op::Update | Op::UpdateKey);
             if *op != Op::Insert {
-                let gone = answers.next().and_then(|(key, stored)| self.flush.take_old(key, stored));
+                let gone = wanted.next().and_then(|key| self.flush.take_old(key, &mut stored));
                 let Some(gone) = gone else { return Err(self.missing_row(*op, &part, row, old)) };
                 if takes_row {
                     origins.record(row, gone);
                 }
             }
             if takes_row {
-                let key = row_keys.get(row).copied();
-                if !self.flush.pending.insert(key, PendingRow { batch, row }) {
+                let (key, at) = (row_keys.get(row).copied(), PendingRow { batch, row });
+                if let (true, Some(key)) = (is_multiset, key) {
+                    self.flush.pending.insert_equal(key, at);
+                } else if !self.flush.pending.insert(key, at) {
                     let key = key_text(&part.rows, &self.definition.key, row);
                     return Err(DeltaError::DuplicateKey { table: self.location.uri().to_owned(), key });
                 }
@@ -219,16 +253,21 @@ impl MirrorTable {
         files.sort_unstable();
         files.dedup();
         for file in files {
-            if self.flush.touched.contains_key(&file) || self.flush.sink.holds(file) {
-                continue;
+            if !self.flush.touched.contains_key(&file) && !self.flush.sink.holds(file) {
+                self.look_into(file).await?;
             }
-            let path = self.index.as_ref().and_then(|index| index.path(file)).map(str::to_owned);
-            // A file that is no longer live leaves stale entries behind.
-            let Some(path) = path.filter(|path| self.state.files.contains_key(path)) else { continue };
-            let vector = self.vector_of(&path).await?;
-            self.flush.touched.insert(file, TouchedFile { path, vector });
         }
         Ok(found)
+    }
+
+    /// Reads the vector of a committed file.
+    pub(crate) async fn look_into(&mut self, file: FileId) -> Result<()> {
+        let path = self.index.as_ref().and_then(|index| index.path(file)).map(str::to_owned);
+        // A file that is no longer live leaves stale entries behind.
+        let Some(path) = path.filter(|path| self.state.files.contains_key(path)) else { return Ok(()) };
+        let vector = self.vector_of(&path).await?;
+        self.flush.touched.insert(file, TouchedFile { path, vector });
+        Ok(())
     }
 
     /// Moves all pending rows to data files and tells the index where they are.
@@ -293,6 +332,9 @@ fn all_columns(batch: &RecordBatch) -> Vec<usize> {
     (0..batch.num_columns()).collect()
 }
 
+/// A key may be a whole row of many columns; this much of it tells which.
+const LONGEST_KEY_TEXT: usize = 400;
+
 /// A key for an error message: `id=7, country=DE`, cut to a readable length.
 fn key_text(batch: &RecordBatch, columns: &[usize], row: usize) -> String {
     let schema = batch.schema();
@@ -308,6 +350,10 @@ fn key_text(batch: &RecordBatch, columns: &[usize], row: usize) -> String {
         text.push_str(field.name());
         text.push('=');
         text.extend(value.chars().take(80));
+        if text.len() > LONGEST_KEY_TEXT {
+            text.push('…');
+            break;
+        }
     }
     text
 }

@@ -40,7 +40,8 @@ pub(crate) async fn open(
     let state = &loaded.state;
     let dir = index_dir(options, &state.metadata.id);
     let failed = |source| DeltaError::index(location.uri())(source);
-    let found = KeyIndex::open(&dir).map_err(failed)?;
+    let places = definition.kind.places();
+    let found = KeyIndex::open(&dir).map_err(failed)?.map(|index| index.with_places(places));
     let behind = found.and_then(|index| Some((index.version()?, index)));
     let (since, mut index) = match behind {
         Some((version, index)) if version == state.version => return Ok(index),
@@ -51,7 +52,7 @@ pub(crate) async fn open(
         unusable => {
             // The directory is owned by the index found there until it is let go.
             drop(unusable);
-            (None, KeyIndex::create(&dir).map_err(failed)?)
+            (None, KeyIndex::create(&dir).map_err(failed)?.with_places(places))
         }
     };
     let files: Vec<Arc<Add>> = state

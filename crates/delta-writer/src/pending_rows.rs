@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// A pending row's place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PendingRow {
     pub batch: usize,
     pub row: usize,
@@ -52,6 +52,8 @@ struct PendingBatch {
 pub(crate) struct PendingRows {
     batches: Vec<PendingBatch>,
     by_key: HashMap<KeyHash, PendingRow, BuildHasherDefault<AlreadyHashed>>,
+    /// Of equal rows, from each to the one that came before it.
+    equals: HashMap<PendingRow, PendingRow>,
     bytes: usize,
 }
 
@@ -96,9 +98,22 @@ impl PendingRows {
         true
     }
 
-    /// Takes the live row of a key out.
+    /// Makes a row live beside others that may equal it.
+    pub fn insert_equal(&mut self, key: KeyHash, at: PendingRow) {
+        if let Some(before) = self.by_key.insert(key, at) {
+            self.equals.insert(at, before);
+        }
+        self.mark(at, true);
+    }
+
+    /// Takes the live row of a key out; of several equal ones, the youngest.
     pub fn remove(&mut self, key: KeyHash) -> Option<PendingRow> {
         let at = self.by_key.remove(&key)?;
+        if !self.equals.is_empty()
+            && let Some(before) = self.equals.remove(&at)
+        {
+            self.by_key.insert(key, before);
+        }
         self.mark(at, false);
         Some(at)
     }
@@ -178,6 +193,19 @@ mod tests {
         assert_eq!(live.keys, [vec![KeyHash(2), KeyHash(1)]]);
         assert_eq!(live.batches[0].column(0).as_primitive::<Int64Type>().values(), &[20, 30]);
         assert_eq!(pending.bytes(), 0);
+    }
+
+    #[test]
+    fn equal_rows_are_taken_out_one_by_one() {
+        let mut pending = PendingRows::default();
+        let at = pending.begin_batch(vec![KeyHash(1); 3], 3);
+        (0..3).for_each(|row| pending.insert_equal(KeyHash(1), PendingRow { batch: at, row }));
+        assert_eq!(pending.remove(KeyHash(1)), Some(PendingRow { batch: at, row: 2 }));
+        assert_eq!(pending.remove(KeyHash(1)), Some(PendingRow { batch: at, row: 1 }));
+        pending.fill_batch(at, batch(vec![7, 7, 7]));
+        assert_eq!(pending.rows(at).unwrap().num_rows(), 3);
+        assert_eq!(pending.remove(KeyHash(1)), Some(PendingRow { batch: at, row: 0 }));
+        assert_eq!(pending.remove(KeyHash(1)), None);
     }
 
     #[test]

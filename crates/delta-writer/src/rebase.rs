@@ -8,6 +8,8 @@
 //!                   -> index, after the new files' keys went in -> bit in new file
 //! ```
 //!
+//! Of equal rows of a table without a key, any that is not hidden yet takes the bit.
+//!
 //! Only then are the flush's own entries staged again, on top. Files rewritten by copy-on-write are made
 //! from the old ones and cannot be followed; that flush is started over.
 
@@ -18,7 +20,9 @@ use crate::error::{DeltaError, Result};
 use crate::index_recovery::KeyReader;
 use crate::key_index::{FileId, KeyHash, KeyIndex, RowAddress};
 use crate::mirror_table::MirrorTable;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::multiset::{Liveness, Search};
+use crate::table_definition::TableKind;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Takes over `theirs` as the table's next version and adapts the flush to it.
@@ -106,7 +110,10 @@ async fn find_again(
     flush: &mut WrittenFlush,
     lost: &[KeyHash],
 ) -> Result<()> {
-    let places = index.lookup(lost).map_err(DeltaError::index(table.location.uri()))?;
+    let places = match table.definition.kind {
+        TableKind::Mirror => index.lookup(lost).map_err(DeltaError::index(table.location.uri()))?,
+        TableKind::Multiset => choose_equal(table, index, flush, lost).await?,
+    };
     let mut moved: BTreeMap<FileId, Vec<RowAddress>> = BTreeMap::new();
     for place in places {
         let place = place.ok_or_else(|| unexpected(table, "a moved row is in none of the new files"))?;
@@ -125,6 +132,39 @@ async fn find_again(
         }
     }
     Ok(())
+}
+
+/// For each lost row one of equal content that is neither hidden nor deleted by the flush.
+async fn choose_equal(
+    table: &mut MirrorTable,
+    index: &KeyIndex,
+    flush: &WrittenFlush,
+    lost: &[KeyHash],
+) -> Result<Vec<Option<RowAddress>>> {
+    let mut search = Search::new(lost);
+    let mut hidden: HashMap<FileId, Arc<DeletionVector>> = HashMap::new();
+    loop {
+        let live_path = |file| index.path(file).filter(|path| table.state.files.contains_key(*path));
+        let liveness = |address: RowAddress| {
+            let row = u64::from(address.row);
+            let Some(path) = live_path(address.file) else { return Liveness::Gone };
+            match hidden.get(&address.file) {
+                None => Liveness::Unknown,
+                Some(bits) if bits.contains(row) => Liveness::Gone,
+                Some(_) if flush.deleted.get(path).is_some_and(|bits| bits.contains(row)) => Liveness::Gone,
+                Some(_) => Liveness::Live,
+            }
+        };
+        let unknown = search.pass(index, liveness).map_err(DeltaError::index(table.location.uri()))?;
+        if unknown.is_empty() {
+            let mut found = search.into_found();
+            return Ok(lost.iter().map(|key| found.take(*key)).collect());
+        }
+        for file in unknown {
+            let path = index.path(file).unwrap_or_default().to_owned();
+            hidden.insert(file, table.vector_of(&path).await?);
+        }
+    }
 }
 
 /// Stages the flush's own rows again, oldest file first.

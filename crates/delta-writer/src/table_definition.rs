@@ -6,6 +6,7 @@
 use crate::action::{Format, Metadata, Protocol};
 use crate::delta_schema;
 use crate::error::{DeltaError, Result};
+use crate::key_index::Places;
 use crate::partition_value::may_partition;
 use crate::table_state::SHORT_LIVED;
 use arrow::array::RecordBatch;
@@ -17,6 +18,8 @@ use uuid::Uuid;
 
 /// Table property: the key's columns, a JSON array of lake names in key order.
 const KEY_PROPERTY: &str = "tidewater.key";
+/// Table property: what the rows are, where they are not simply the source's rows by their key.
+const KIND_PROPERTY: &str = "tidewater.kind";
 const DELETION_VECTORS_PROPERTY: &str = "delta.enableDeletionVectors";
 /// How long versions can be read, for engines that clean the log up when they write a checkpoint.
 const LOG_RETENTION_PROPERTY: &str = "delta.logRetentionDuration";
@@ -25,11 +28,51 @@ const FILE_RETENTION_PROPERTY: &str = "delta.deletedFileRetentionDuration";
 /// What this writer keeps true when it writes. Invariants and append-only come with legacy writer version 2.
 const KEPT_FEATURES: [&str; 4] = ["deletionVectors", "timestampNtz", "appendOnly", "invariants"];
 
+/// What a table's rows are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TableKind {
+    /// The source's rows. A key, if the table has one, names one row.
+    #[default]
+    Mirror,
+    /// The source's rows, which have no key but all their columns: any number of them may be equal.
+    Multiset,
+}
+
+impl TableKind {
+    /// As [`KIND_PROPERTY`] has it; an ordinary mirror has no such property.
+    fn name(self) -> Option<&'static str> {
+        match self {
+            TableKind::Mirror => None,
+            TableKind::Multiset => Some("multiset"),
+        }
+    }
+
+    fn from_property(table: &str, value: Option<String>) -> Result<TableKind> {
+        let kinds = [TableKind::Mirror, TableKind::Multiset];
+        kinds.into_iter().find(|kind| kind.name() == value.as_deref()).ok_or_else(|| {
+            DeltaError::BadDefinition {
+                table: table.to_owned(),
+                reason: format!("its property {KIND_PROPERTY} is of a newer Tidewater: {value:?}"),
+            }
+        })
+    }
+
+    /// How many rows a key of it may name.
+    pub(crate) fn places(self) -> Places {
+        match self {
+            TableKind::Mirror => Places::One,
+            TableKind::Multiset => Places::Many,
+        }
+    }
+}
+
 /// A table's shape and settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TableDefinition {
     /// The columns in order. Field metadata goes into the Delta schema as it is (`tidewater.source_name`).
     pub schema: SchemaRef,
+    /// What its rows are.
+    pub kind: TableKind,
     /// Positions of the key's columns, in key order. Empty: only inserts and truncates.
     pub key: Vec<usize>,
     /// Names of the columns that part the files, in folder order.
@@ -55,7 +98,7 @@ impl TableDefinition {
         for &at in &self.key {
             let field =
                 self.schema.fields().get(at).ok_or_else(|| bad(format!("no column {at} for the key")))?;
-            if field.data_type().is_nested() {
+            if field.data_type().is_nested() && self.kind != TableKind::Multiset {
                 return Err(DeltaError::UnsupportedColumn {
                     table: table.to_owned(),
                     column: field.name().clone(),
@@ -157,6 +200,7 @@ impl TableDefinition {
             .map_err(|source| DeltaError::Json { what: "a table's key", source })?;
         let mut configuration = self.configuration.clone();
         configuration.insert(KEY_PROPERTY.to_owned(), key);
+        configuration.extend(self.kind.name().map(|kind| (KIND_PROPERTY.to_owned(), kind.to_owned())));
         configuration.insert(DELETION_VECTORS_PROPERTY.to_owned(), self.deletion_vectors.to_string());
         Ok(Metadata {
             id: previous.map_or_else(|| Uuid::new_v4().to_string(), |previous| previous.id.clone()),
@@ -175,6 +219,7 @@ impl TableDefinition {
         check_protocol(table, protocol)?;
         let schema = delta_schema::from_delta(table, &metadata.schema_string)?;
         let mut configuration = metadata.configuration.clone();
+        let kind = TableKind::from_property(table, configuration.remove(KIND_PROPERTY))?;
         let key = match configuration.remove(KEY_PROPERTY) {
             None => Vec::new(),
             Some(text) => key_positions(table, &schema, &text)?,
@@ -184,6 +229,7 @@ impl TableDefinition {
             protocol.writer_features.iter().flatten().any(|feature| feature == "deletionVectors");
         let definition = TableDefinition {
             schema,
+            kind,
             key,
             partition_by: metadata.partition_columns.clone(),
             configuration,
@@ -283,6 +329,7 @@ mod tests {
                 Field::new("country", DataType::Utf8, true),
                 Field::new("at", DataType::Timestamp(TimeUnit::Microsecond, None), true),
             ])),
+            kind: TableKind::Mirror,
             key: vec![1, 0],
             partition_by: vec!["country".into()],
             configuration: BTreeMap::from([("tidewater.table_id".into(), "7".into())]),
@@ -297,6 +344,9 @@ mod tests {
         let back = TableDefinition::from_log("t", &definition.protocol(), &metadata).unwrap();
         assert_eq!(back, definition);
         assert_eq!(definition.protocol().writer_features.unwrap(), ["deletionVectors", "timestampNtz"]);
+        let multiset = TableDefinition { kind: TableKind::Multiset, key: vec![0, 1, 2], ..definition };
+        let metadata = multiset.metadata("t", None, 5).unwrap();
+        assert_eq!(TableDefinition::from_log("t", &multiset.protocol(), &metadata).unwrap(), multiset);
     }
 
     #[test]

@@ -101,7 +101,8 @@ impl TableLoad {
         let index = match definition.has_key() {
             true => {
                 let dir = index_recovery::index_dir(&options, &metadata.id);
-                Some(KeyIndex::create(&dir).map_err(DeltaError::index(location.uri()))?)
+                let index = KeyIndex::create(&dir).map_err(DeltaError::index(location.uri()))?;
+                Some(index.with_places(definition.kind.places()))
             }
             false => None,
         };
@@ -222,7 +223,8 @@ fn open_loaded(
 }
 
 impl LoadWorker {
-    /// Writes rows of the table. Keys must be distinct over all workers, as a snapshot's are.
+    /// Writes rows of the table. Keys must be distinct over all workers, as a snapshot's are; the rows of a
+    /// [multiset](crate::TableKind::Multiset) may repeat.
     pub async fn write(&mut self, batch: RecordBatch) -> Result<()> {
         if batch.schema().fields().len() != self.shared.definition.schema.fields().len() {
             return Err(DeltaError::BadChanges {

@@ -32,6 +32,9 @@ pub struct BuilderOptions {
     pub catalog: Arc<TypeCatalog>,
     /// what the configuration says about types
     pub type_options: TypeOptions,
+    /// The key is the whole row, as REPLICA IDENTITY FULL sends it, and rows may be equal. Then nothing depends
+    /// on a value of the key being held exactly: what becomes null in a row becomes null in its old image too.
+    pub key_is_whole_row: bool,
 }
 
 /// Collects the changes of one table.
@@ -276,9 +279,17 @@ impl ChangeBuilder {
             let Some(column) = self.old_keys.column_mut(key) else { continue };
             let name = || spec.map(|spec| spec.source_name.clone()).unwrap_or_default();
             match value {
-                Value::Text(text) => {
-                    column.append_text(text).map_err(|source| value_row_error(spec, excerpt(text), source))?
-                }
+                Value::Text(text) => match column.append_text(text) {
+                    Ok(()) => {}
+                    // Recorded when the row came; here it only has to look the same.
+                    Err(ValueError::Unrepresentable { .. })
+                        if self.options.key_is_whole_row
+                            && self.options.unrepresentable == Unrepresentable::Null =>
+                    {
+                        column.append_null();
+                    }
+                    Err(source) => return Err(value_row_error(spec, excerpt(text), source)),
+                },
                 Value::Null => column.append_null(),
                 Value::Unchanged => return Err(RowError::UnchangedKey { column: name() }),
                 Value::Binary(_) => return Err(RowError::BinaryFormat { column: name() }),
@@ -309,11 +320,10 @@ impl ChangeBuilder {
                 Value::Text(text) => {
                     if let Err(failed) = column.append_text(text) {
                         let policy = self.options.unrepresentable;
-                        self.dead_letters
-                            .settle(failed, policy, at, slot.key.is_some(), || excerpt(text))
-                            .map_err(|source| {
-                                value_row_error(self.schema.columns.get(at), excerpt(text), source)
-                            })?;
+                        let in_key = slot.key.is_some() && !self.options.key_is_whole_row;
+                        self.dead_letters.settle(failed, policy, at, in_key, || excerpt(text)).map_err(
+                            |source| value_row_error(self.schema.columns.get(at), excerpt(text), source),
+                        )?;
                         column.append_null();
                     }
                 }

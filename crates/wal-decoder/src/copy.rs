@@ -104,7 +104,10 @@ impl CopyDecoder {
     /// matters here.
     pub fn new(schema: Arc<TableSchema>, options: BuilderOptions) -> Self {
         CopyDecoder {
-            in_key: (0..schema.columns.len()).map(|at| schema.key.contains(&at)).collect(),
+            in_key: {
+                let in_key = |at| !options.key_is_whole_row && schema.key.contains(&at);
+                (0..schema.columns.len()).map(in_key).collect()
+            },
             columns: ColumnSet::new(schema.columns.iter(), schema.arrow_schema()),
             dead_letters: DeadLetters::default(),
             state: State::Header,

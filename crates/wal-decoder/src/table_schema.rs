@@ -24,7 +24,8 @@ pub struct TableSchema {
     pub source: (String, String),
     /// The columns, in order.
     pub columns: Vec<ColumnSpec>,
-    /// Positions in `columns` of the replica identity's columns. Empty: a table without a key, which only grows.
+    /// Positions in `columns` of the replica identity's columns: all of them where it is the whole row. Empty: a
+    /// table without an identity, which only grows.
     pub key: Vec<usize>,
 }
 

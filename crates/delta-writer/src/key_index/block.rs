@@ -57,6 +57,13 @@ pub(super) fn find(block: &Block, count: usize, key: KeyHash) -> Option<RowAddre
     slots.get(at).map(|slot| decode(slot).1)
 }
 
+/// Every place of `key` among the block's first `count` entries.
+pub(super) fn places(block: &Block, count: usize, key: KeyHash) -> impl Iterator<Item = RowAddress> {
+    let slots = slots(block).get(..count).unwrap_or_default();
+    let first = slots.partition_point(|slot| key_of(slot) < key);
+    slots.iter().skip(first).take_while(move |slot| key_of(slot) == key).map(|slot| decode(slot).1)
+}
+
 /// The block's first `count` entries.
 pub(super) fn entries(block: &Block, count: usize) -> impl Iterator<Item = Entry> {
     slots(block).iter().take(count).map(decode)

@@ -1,5 +1,7 @@
 //! What the index holds: a key's hash, and where the key's row is.
 
+use std::cmp::Ordering;
+
 /// A primary key, as the 128 bits that [`KeyHasher`](super::KeyHasher) makes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyHash(pub u128);
@@ -17,15 +19,38 @@ pub struct RowAddress {
     pub row: u32,
 }
 
+/// How many places a key can have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Places {
+    /// One: of several entries of a key the newest counts.
+    #[default]
+    One,
+    /// Any number, for rows that are named by all they hold and may therefore be equal.
+    Many,
+}
+
 /// A key and the place of its row.
 pub(super) type Entry = (KeyHash, RowAddress);
 
-/// Sorts entries by key; of several entries of one key the last one stays.
-pub(super) fn sort_newest_wins(entries: &mut Vec<Entry>) {
+impl Places {
+    /// The order in which entries stand. Of those that are equal in it, the newest counts.
+    pub(super) fn order(self, left: &Entry, right: &Entry) -> Ordering {
+        match self {
+            Places::One => left.0.cmp(&right.0),
+            Places::Many => left.cmp(right),
+        }
+    }
+}
+
+/// Sorts entries; of several that are equal in the order of `places` the last one stays.
+pub(super) fn sort_newest_wins(entries: &mut Vec<Entry>, places: Places) {
     // Stable, so that entries of one key stay in the order they came.
-    entries.sort_by_key(|(key, _)| *key);
+    match places {
+        Places::One => entries.sort_by_key(|(key, _)| *key),
+        Places::Many => entries.sort(),
+    }
     entries.dedup_by(|later, kept| {
-        let same = later.0 == kept.0;
+        let same = places.order(later, kept).is_eq();
         if same {
             *kept = *later;
         }
@@ -33,15 +58,15 @@ pub(super) fn sort_newest_wins(entries: &mut Vec<Entry>) {
     });
 }
 
-/// Merges two sorted lists; of a key in both, the newer entry stays.
-pub(super) fn merge_sorted(older: Vec<Entry>, newer: Vec<Entry>) -> Vec<Entry> {
+/// Merges two sorted lists; of an entry in both, the newer one stays.
+pub(super) fn merge_sorted(older: Vec<Entry>, newer: Vec<Entry>, places: Places) -> Vec<Entry> {
     let mut merged = Vec::with_capacity(older.len() + newer.len());
     let mut older = older.into_iter().peekable();
     for entry in newer {
-        while let Some(before) = older.next_if(|(key, _)| *key < entry.0) {
+        while let Some(before) = older.next_if(|before| places.order(before, &entry).is_lt()) {
             merged.push(before);
         }
-        let _superseded = older.next_if(|(key, _)| *key == entry.0);
+        let _superseded = older.next_if(|same| places.order(same, &entry).is_eq());
         merged.push(entry);
     }
     merged.extend(older);
@@ -80,7 +105,7 @@ mod tests {
     #[test]
     fn of_one_key_the_last_entry_stays() {
         let mut entries = vec![entry(2, 0), entry(1, 1), entry(2, 2), entry(1, 3), entry(2, 4)];
-        sort_newest_wins(&mut entries);
+        sort_newest_wins(&mut entries, Places::One);
         assert_eq!(entries, [entry(1, 3), entry(2, 4)]);
     }
 
@@ -88,8 +113,17 @@ mod tests {
     fn a_merge_keeps_the_newer_entry_of_a_key() {
         let older = vec![entry(1, 1), entry(3, 1), entry(5, 1)];
         let newer = vec![entry(0, 2), entry(3, 2), entry(6, 2)];
-        let merged = merge_sorted(older, newer);
+        let merged = merge_sorted(older, newer, Places::One);
         assert_eq!(merged, [entry(0, 2), entry(1, 1), entry(3, 2), entry(5, 1), entry(6, 2)]);
+    }
+
+    #[test]
+    fn where_a_key_has_many_places_only_the_same_place_is_one_entry() {
+        let mut entries = vec![entry(2, 1), entry(1, 1), entry(2, 0), entry(2, 1)];
+        sort_newest_wins(&mut entries, Places::Many);
+        assert_eq!(entries, [entry(1, 1), entry(2, 0), entry(2, 1)]);
+        let merged = merge_sorted(entries, vec![entry(1, 0), entry(2, 1), entry(2, 2)], Places::Many);
+        assert_eq!(merged, [entry(1, 0), entry(1, 1), entry(2, 0), entry(2, 1), entry(2, 2)]);
     }
 
     proptest! {

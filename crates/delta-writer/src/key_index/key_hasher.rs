@@ -6,12 +6,13 @@
 //! lengths vary; so no two keys share their bytes, and null is a value of its own.
 //!
 //! The bytes depend on the value, not on how Arrow holds it: `Utf8` and `Utf8View` of one text are equal, and so
-//! are the widths of an integer. Floats are hashed by their bits: `-0.0` and `0.0` differ, as do NaNs, which
-//! is what is wanted, since Postgres names a row's old key by the exact value it had.
+//! are the widths of an integer. Floats are hashed by their bits: `-0.0` and `0.0` differ, which is what is
+//! wanted, since Postgres names a row's old key by the exact value it had. Only NaNs are all alike: they are in
+//! the text that the stream sends, whatever bits a binary COPY found.
 
 use super::entry::KeyHash;
 use super::error::KeyIndexError;
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, PrimitiveArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, ListArray, PrimitiveArray};
 use arrow::datatypes::{
     DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
     TimeUnit, TimestampMicrosecondType,
@@ -33,6 +34,7 @@ enum Tag {
     Timestamptz,
     Text,
     Bytes,
+    List,
 }
 
 /// Hashes keys for one index. Cheap to copy, and usable from any thread.
@@ -105,6 +107,7 @@ enum KeyColumn<'a> {
     Bytes(&'a arrow::array::BinaryArray),
     LargeBytes(&'a arrow::array::LargeBinaryArray),
     BytesView(&'a arrow::array::BinaryViewArray),
+    List(&'a ListArray, Box<KeyColumn<'a>>),
 }
 
 impl<'a> KeyColumn<'a> {
@@ -128,6 +131,10 @@ impl<'a> KeyColumn<'a> {
             DataType::Binary => Self::Bytes(column.as_binary_opt()?),
             DataType::LargeBinary => Self::LargeBytes(column.as_binary_opt()?),
             DataType::BinaryView => Self::BytesView(column.as_binary_view_opt()?),
+            DataType::List(_) => {
+                let lists = column.as_list_opt()?;
+                Self::List(lists, Box::new(Self::of(lists.values())?))
+            }
             _ => return None,
         })
     }
@@ -142,8 +149,16 @@ impl<'a> KeyColumn<'a> {
             Self::Int16(values) => write_integer(values.value(row).into(), to),
             Self::Int32(values) => write_integer(values.value(row).into(), to),
             Self::Int64(values) => write_integer(values.value(row), to),
-            Self::Float32(values) => write_fixed(Tag::Float32, values.value(row).to_bits().to_le_bytes(), to),
-            Self::Float64(values) => write_fixed(Tag::Float64, values.value(row).to_bits().to_le_bytes(), to),
+            Self::Float32(values) => {
+                let value = values.value(row);
+                let value = if value.is_nan() { f32::NAN } else { value };
+                write_fixed(Tag::Float32, value.to_bits().to_le_bytes(), to);
+            }
+            Self::Float64(values) => {
+                let value = values.value(row);
+                let value = if value.is_nan() { f64::NAN } else { value };
+                write_fixed(Tag::Float64, value.to_bits().to_le_bytes(), to);
+            }
             Self::Decimal(values, scale) => {
                 write_fixed(Tag::Decimal, values.value(row).to_le_bytes(), to);
                 to.extend(scale.to_le_bytes());
@@ -156,6 +171,15 @@ impl<'a> KeyColumn<'a> {
             Self::Bytes(values) => write_varying(Tag::Bytes, values.value(row), to),
             Self::LargeBytes(values) => write_varying(Tag::Bytes, values.value(row), to),
             Self::BytesView(values) => write_varying(Tag::Bytes, values.value(row), to),
+            Self::List(lists, elements) => {
+                let bounds = lists.value_offsets().get(row..row + 2).unwrap_or_default();
+                let (first, end) = match bounds {
+                    [first, end] => (*first as usize, *end as usize),
+                    _ => (0, 0),
+                };
+                write_fixed(Tag::List, ((end - first) as u64).to_le_bytes(), to);
+                (first..end).for_each(|element| elements.write(element, to));
+            }
         }
     }
 
@@ -176,6 +200,7 @@ impl<'a> KeyColumn<'a> {
             Self::Bytes(values) => *values,
             Self::LargeBytes(values) => *values,
             Self::BytesView(values) => *values,
+            Self::List(lists, _) => *lists,
         }
     }
 }
@@ -275,9 +300,32 @@ mod tests {
     }
 
     #[test]
+    fn every_nan_is_the_same_value() {
+        let nans = [f64::NAN, -f64::NAN, f64::from_bits(0x7ff0_0000_0000_0001)];
+        let keys = hash(&[Arc::new(Float64Array::from(nans.to_vec()))]);
+        assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 1);
+    }
+
+    #[test]
+    fn lists_are_told_apart_by_length_order_and_nulls() {
+        let lists = ListArray::from_iter_primitive::<Int32Type, _, _>([
+            Some(vec![Some(1), Some(2)]),
+            Some(vec![Some(2), Some(1)]),
+            Some(vec![Some(1), Some(2), None]),
+            Some(vec![]),
+            Some(vec![None]),
+            None,
+            Some(vec![Some(1), Some(2)]),
+        ]);
+        let keys = hash(&[Arc::new(lists)]);
+        assert_eq!(keys.first(), keys.last());
+        assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 6);
+    }
+
+    #[test]
     fn what_cannot_be_a_key_is_named() {
-        let list: ArrayRef = Arc::new(ListArray::new_null(
-            Arc::new(arrow::datatypes::Field::new("element", DataType::Int32, true)),
+        let list: ArrayRef = Arc::new(arrow::array::new_null_array(
+            &DataType::Interval(arrow::datatypes::IntervalUnit::DayTime),
             1,
         ));
         let hasher = KeyHasher::new(&[3; 16]);

@@ -15,7 +15,7 @@
 //! uncover an older entry of its key.
 
 use super::directory::IndexDirectory;
-use super::entry::Entry;
+use super::entry::{Entry, Places};
 use super::error::KeyIndexError;
 use super::run::{Run, RunReader};
 use super::run_writer::RunWriter;
@@ -58,6 +58,7 @@ fn tier_of(size: u64) -> u32 {
 /// `None` when cancelled.
 pub(super) fn merge(
     directory: &Arc<IndexDirectory>,
+    places: Places,
     runs: &[Arc<Run>],
     live: Option<&HashSet<u32>>,
     cancelled: &AtomicBool,
@@ -69,7 +70,7 @@ pub(super) fn merge(
         sources.push((reader.next()?, reader));
     }
     let mut written: u64 = 0;
-    while let Some(entry) = take_smallest(&mut sources)? {
+    while let Some(entry) = take_smallest(&mut sources, places)? {
         if live.is_none_or(|live| live.contains(&entry.1.file.0)) {
             writer.push(entry)?;
         }
@@ -81,20 +82,23 @@ pub(super) fn merge(
     writer.finish(true).map(Some)
 }
 
-/// The entry with the smallest key; of one key, that of the first source. Sources are few: looking at
-/// each is faster than keeping them in a heap.
-fn take_smallest(sources: &mut [(Option<Entry>, RunReader)]) -> Result<Option<Entry>, KeyIndexError> {
+/// The smallest entry; of equal ones, that of the first source. Sources are few: looking at each is faster
+/// than keeping them in a heap.
+fn take_smallest(
+    sources: &mut [(Option<Entry>, RunReader)],
+    places: Places,
+) -> Result<Option<Entry>, KeyIndexError> {
     let mut smallest: Option<Entry> = None;
     for (head, _) in sources.iter() {
         if let Some(entry) = head
-            && smallest.is_none_or(|(key, _)| entry.0 < key)
+            && smallest.is_none_or(|smallest| places.order(entry, &smallest).is_lt())
         {
             smallest = Some(*entry);
         }
     }
-    let Some((key, _)) = smallest else { return Ok(None) };
+    let Some(taken) = smallest else { return Ok(None) };
     for (head, reader) in sources {
-        if head.is_some_and(|(other, _)| other == key) {
+        if head.is_some_and(|other| places.order(&other, &taken).is_eq()) {
             *head = reader.next()?;
         }
     }
@@ -113,6 +117,7 @@ pub(super) struct BackgroundMerge {
 impl BackgroundMerge {
     pub(super) fn start(
         directory: &Arc<IndexDirectory>,
+        places: Places,
         inputs: Vec<Arc<Run>>,
         live: Option<HashSet<u32>>,
     ) -> Result<Self, KeyIndexError> {
@@ -120,7 +125,7 @@ impl BackgroundMerge {
         let thread = std::thread::Builder::new().name("key-index-merge".into()).spawn({
             let (directory, inputs, cancelled) =
                 (Arc::clone(directory), inputs.clone(), Arc::clone(&cancelled));
-            move || merge(&directory, &inputs, live.as_ref(), &cancelled)
+            move || merge(&directory, places, &inputs, live.as_ref(), &cancelled)
         });
         let thread = thread.map_err(|source| KeyIndexError::Io {
             action: "start a merge of runs in",

@@ -24,6 +24,8 @@
 //!   ([`KeyIndex::open`] gives `None`, a lookup gives [`KeyIndexError::Damaged`]) and rebuilt, not believed.
 //! * *Entries may be stale.* Deleting a row leaves its entry: the caller looks into the deletion vector of the
 //!   file it is sent to. Entries of [forgotten](KeyIndex::forget_files) files are never answered.
+//! * *A key has one place*, except in the index of a table whose rows are named by all they hold: equal rows
+//!   are one key with [many places](Places::Many), each an entry of its own.
 //! * *Keys are told apart by their hash alone.* With 128 bits and a secret seed, the odds that any two of a billion
 //!   keys collide are about 1.5 in 10^21.
 
@@ -43,7 +45,7 @@ mod run_writer;
 #[cfg(test)]
 mod tests;
 
-pub use entry::{FileId, KeyHash, RowAddress};
+pub use entry::{FileId, KeyHash, Places, RowAddress};
 pub use error::KeyIndexError;
 pub use file_registry::FileNumbers;
 pub use key_hasher::KeyHasher;
@@ -56,6 +58,7 @@ use file_registry::FileRegistry;
 use merge::BackgroundMerge;
 use run::{Run, Sought};
 use run_writer::RunWriter;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,6 +71,7 @@ const MAX_RUNS: usize = 40;
 #[derive(Debug)]
 pub struct KeyIndex {
     directory: Arc<IndexDirectory>,
+    places: Places,
     seed: [u8; 16],
     version: Option<i64>,
     /// Oldest first.
@@ -125,6 +129,7 @@ impl KeyIndex {
         }
         Ok(Some(Self {
             directory,
+            places: Places::One,
             seed: manifest.seed,
             version: Some(manifest.version),
             runs,
@@ -144,6 +149,7 @@ impl KeyIndex {
         directory.clear()?;
         Ok(Self {
             directory,
+            places: Places::One,
             seed: rand::random(),
             version: None,
             runs: Vec::new(),
@@ -154,6 +160,12 @@ impl KeyIndex {
             merge: None,
             manifest_bytes: 0,
         })
+    }
+
+    /// The index, for keys with this many places. All of its life it has to be the same.
+    #[must_use]
+    pub fn with_places(self, places: Places) -> Self {
+        Self { places, ..self }
     }
 
     /// The Delta version that the committed entries match; `None` before the first commit.
@@ -196,12 +208,12 @@ impl KeyIndex {
     /// Adds entries to the flush under way. Lookups see them at once; a crash or a discard forgets them.
     /// Later entries of a key override earlier ones, within a call as between calls.
     pub fn stage(&mut self, mut entries: Vec<(KeyHash, RowAddress)>) -> Result<(), KeyIndexError> {
-        sort_newest_wins(&mut entries);
+        sort_newest_wins(&mut entries, self.places);
         // Layers halve in size from one to the next, so that each entry is merged a logarithm of times.
         while let Some(Layer::Entries(last)) = self.staged.last_mut()
             && last.len() <= 2 * entries.len()
         {
-            entries = merge_sorted(std::mem::take(last), entries);
+            entries = merge_sorted(std::mem::take(last), entries, self.places);
             self.staged.pop();
         }
         if entries.len() >= MAX_STAGED_IN_MEMORY {
@@ -215,7 +227,7 @@ impl KeyIndex {
 
     /// Begins a run for [`Self::stage_run`]; usable on another thread.
     pub fn run_builder(&self) -> RunBuilder {
-        RunBuilder::new(Arc::clone(&self.directory))
+        RunBuilder::new(Arc::clone(&self.directory), self.places)
     }
 
     /// Adds a run to the flush under way, as if its entries were staged now.
@@ -252,6 +264,38 @@ impl KeyIndex {
             *answer = answer.filter(|address| self.files.path(address.file).is_some());
         }
         Ok(found)
+    }
+
+    /// Shows every place of a key, newest layers first, until `visit` has seen enough. As with a lookup, rows
+    /// that were deleted since may be among them, and a place may be shown twice.
+    pub fn visit_places(
+        &self,
+        key: KeyHash,
+        visit: &mut dyn FnMut(RowAddress) -> ControlFlow<()>,
+    ) -> Result<(), KeyIndexError> {
+        let mut visit = |address: RowAddress| match self.files.path(address.file) {
+            Some(_) => visit(address),
+            None => ControlFlow::Continue(()),
+        };
+        for layer in self.staged.iter().rev() {
+            let enough = match layer {
+                Layer::Run(run) => run.visit(key, &mut visit)?,
+                Layer::Entries(entries) => {
+                    let first = entries.partition_point(|(other, _)| *other < key);
+                    let mut places = entries.iter().skip(first).take_while(|(other, _)| *other == key);
+                    places.try_for_each(|(_, address)| visit(*address))
+                }
+            };
+            if enough.is_break() {
+                return Ok(());
+            }
+        }
+        for run in self.runs.iter().rev().filter(|_| !self.truncated) {
+            if run.visit(key, &mut visit)?.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Undoes the flush under way: entries, emptied table, new and forgotten files.
@@ -324,7 +368,7 @@ impl KeyIndex {
         for layer in std::mem::take(&mut self.staged) {
             match (sealed.last_mut(), layer) {
                 (Some(Layer::Entries(older)), Layer::Entries(newer)) => {
-                    *older = merge_sorted(std::mem::take(older), newer);
+                    *older = merge_sorted(std::mem::take(older), newer, self.places);
                 }
                 (_, layer) => sealed.push(layer),
             }
@@ -356,7 +400,7 @@ impl KeyIndex {
         let Some(range) = merge::plan(&sizes) else { return Ok(()) };
         let live = (range.start == 0).then(|| self.files.committed());
         let inputs = self.runs.get(range).unwrap_or_default().to_vec();
-        self.merge = Some(BackgroundMerge::start(&self.directory, inputs, live)?);
+        self.merge = Some(BackgroundMerge::start(&self.directory, self.places, inputs, live)?);
         Ok(())
     }
 

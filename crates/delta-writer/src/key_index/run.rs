@@ -19,6 +19,7 @@ use super::fields::Fields;
 use super::filter::Filter;
 use std::fs::{self, File};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -214,6 +215,35 @@ impl Run {
         }
         sought.retain(|wanted| found.get(wanted.at).is_some_and(Option::is_none));
         Ok(())
+    }
+
+    /// Shows every place of `key` until `visit` has seen enough, and says whether it has.
+    pub(super) fn visit(
+        &self,
+        key: KeyHash,
+        visit: &mut dyn FnMut(RowAddress) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, KeyIndexError> {
+        if !self.filter.may_contain(key) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        // A key's places may begin before the first block that starts with it.
+        let mut next = self.fences.partition_point(|fence| *fence < key).saturating_sub(1);
+        let end = self.fences.partition_point(|fence| *fence <= key);
+        let mut buffer = Vec::new();
+        while next < end {
+            let count = (end - next).min(READ_BLOCKS);
+            self.read_blocks(next, count, &mut buffer)?;
+            for (number, block) in (next..).zip(buffer.as_chunks::<BLOCK_BYTES>().0) {
+                self.check(block, number)?;
+                for address in block::places(block, self.entries_in(number), key) {
+                    if visit(address).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+            }
+            next += count;
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     fn find_in(

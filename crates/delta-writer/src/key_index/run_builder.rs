@@ -4,7 +4,7 @@
 //! merges the partial runs into one. Memory stays within the budget whatever the number of entries.
 
 use super::directory::IndexDirectory;
-use super::entry::{KeyHash, RowAddress, sort_newest_wins};
+use super::entry::{KeyHash, Places, RowAddress, sort_newest_wins};
 use super::error::KeyIndexError;
 use super::merge::merge;
 use super::run::Run;
@@ -17,10 +17,12 @@ const BUDGET: usize = 2 << 20;
 /// Partial runs that are merged before more are made, so that the files open at once stay few.
 const MAX_PARTS: usize = 64;
 
-/// Collects the entries of one run. Of several entries of one key, the last one pushed counts.
+/// Collects the entries of one run. Of several entries of one key, the last one pushed counts (all do where a
+/// key may have many places).
 #[derive(Debug)]
 pub struct RunBuilder {
     directory: Arc<IndexDirectory>,
+    places: Places,
     budget: usize,
     collected: Vec<(KeyHash, RowAddress)>,
     parts: Vec<Arc<Run>>,
@@ -40,8 +42,8 @@ impl SealedRun {
 }
 
 impl RunBuilder {
-    pub(super) fn new(directory: Arc<IndexDirectory>) -> Self {
-        Self { directory, budget: BUDGET, collected: Vec::new(), parts: Vec::new() }
+    pub(super) fn new(directory: Arc<IndexDirectory>, places: Places) -> Self {
+        Self { directory, places, budget: BUDGET, collected: Vec::new(), parts: Vec::new() }
     }
 
     #[cfg(test)]
@@ -61,7 +63,7 @@ impl RunBuilder {
     /// Ends the run; the disk has it when this returns.
     pub fn finish(mut self) -> Result<SealedRun, KeyIndexError> {
         let run = if self.parts.is_empty() {
-            sort_newest_wins(&mut self.collected);
+            sort_newest_wins(&mut self.collected, self.places);
             let mut writer = RunWriter::create(&self.directory, self.collected.len() as u64)?;
             self.collected.iter().try_for_each(|entry| writer.push(*entry))?;
             writer.finish(true)?
@@ -80,14 +82,14 @@ impl RunBuilder {
             let merged = self.merge_parts()?;
             self.parts = vec![Arc::new(merged)];
         }
-        sort_newest_wins(&mut self.collected);
+        sort_newest_wins(&mut self.collected, self.places);
         self.parts.push(Arc::new(RunWriter::write(&self.directory, &self.collected)?));
         self.collected.clear();
         Ok(())
     }
 
     fn merge_parts(&self) -> Result<Run, KeyIndexError> {
-        merge(&self.directory, &self.parts, None, &AtomicBool::new(false))?
+        merge(&self.directory, self.places, &self.parts, None, &AtomicBool::new(false))?
             .ok_or_else(|| KeyIndexError::MergeLost { dir: self.directory.path().to_owned() })
     }
 }

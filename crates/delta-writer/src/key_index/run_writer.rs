@@ -60,12 +60,12 @@ impl RunWriter {
         writer.finish(false)
     }
 
-    /// Adds an entry whose key is greater than all before.
+    /// Adds an entry that is greater than all before.
     pub(super) fn push(&mut self, entry: Entry) -> Result<(), KeyIndexError> {
         if self.block.is_empty() {
             self.fences.push(entry.0);
         }
-        debug_assert!(self.block.last().is_none_or(|(key, _)| *key < entry.0));
+        debug_assert!(self.block.last().is_none_or(|last| *last < entry));
         self.filter.insert(entry.0);
         self.block.push(entry);
         self.entries += 1;

@@ -5,7 +5,7 @@ use arrow::array::*;
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Float32Type, Schema};
 use delta_writer::{
-    CommitSpec, MirrorTable, TableDefinition, TableLoad, TableLocation, WriterOptions, open_lake,
+    CommitSpec, MirrorTable, TableDefinition, TableKind, TableLoad, TableLocation, WriterOptions, open_lake,
 };
 use deltalake::datafusion::prelude::SessionContext;
 use std::collections::BTreeMap;
@@ -98,6 +98,7 @@ impl Table {
     async fn load(&self, key: Vec<usize>) -> MirrorTable {
         let definition = TableDefinition {
             schema: Arc::clone(&self.schema),
+            kind: TableKind::Mirror,
             key,
             partition_by: Vec::new(),
             configuration: BTreeMap::new(),

@@ -132,7 +132,7 @@ async fn an_index_left_behind_by_a_crash_catches_up_with_the_table() {
 }
 
 /// Puts every live row into one new file, last row first, as an OPTIMIZE of another engine would.
-async fn foreign_optimize(bench: &Bench, table: &MirrorTable, data_change: bool) {
+pub async fn foreign_optimize(bench: &Bench, table: &MirrorTable, data_change: bool) {
     let folder = bench.folder.path().join("lake/shop/public/orders");
     let mut rows = bench.read().await;
     rows.reverse();

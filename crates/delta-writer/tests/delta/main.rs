@@ -3,6 +3,7 @@
 //! | module | asks |
 //! |---|---|
 //! | `mirror` | does a table equal its source after any changes, restarts and checkpoints? |
+//! | `multiset` | the same, where rows have no key and may be equal |
 //! | `append` | do tables that only grow hold every row once, in few files? |
 //! | `column_types` | does every type survive, as data, statistics, key and value read back? |
 //! | `commits` | what do lost answers, second daemons and foreign writers do? |
@@ -37,6 +38,8 @@ mod crash_points;
 mod expiry;
 #[cfg(not(feature = "failpoints"))]
 mod mirror;
+#[cfg(not(feature = "failpoints"))]
+mod multiset;
 #[cfg(not(feature = "failpoints"))]
 mod s3;
 mod support;

@@ -6,8 +6,8 @@ pub mod s3_service;
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use delta_writer::{
-    CommitSpec, Committed, DeltaError, Lake, MirrorTable, TableDefinition, TableLoad, TableLocation,
-    WriterOptions, open_lake,
+    CommitSpec, Committed, DeltaError, Lake, MirrorTable, TableDefinition, TableKind, TableLoad,
+    TableLocation, WriterOptions, open_lake,
 };
 use deltalake::datafusion::prelude::SessionContext;
 use serde_json::{Map, json};
@@ -41,6 +41,7 @@ pub fn schema() -> Arc<Schema> {
 pub fn definition() -> TableDefinition {
     TableDefinition {
         schema: schema(),
+        kind: TableKind::Mirror,
         key: vec![0],
         partition_by: Vec::new(),
         configuration: BTreeMap::from([("tidewater.source_name".into(), "public.orders".into())]),

@@ -5,6 +5,7 @@
 
 use super::SyncError;
 use crate::config::{self, ToLake};
+use delta_writer::TableKind;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use postgres_connector::{CopyColumn, PublishedTable, ReplicaIdentity, SourceColumn, SourceTable};
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ pub struct PlannedTable {
     pub schema: Arc<TableSchema>,
     /// Its folder: database, schema, table.
     pub folder: [String; 3],
+    /// What its rows in the lake are.
+    pub kind: TableKind,
     /// Lake names of the columns that the Delta table is partitioned by.
     pub partition_by: Vec<String>,
     /// Deletes are deletion vectors, or files are written anew.
@@ -125,7 +128,7 @@ fn plan_table(
             )));
         }
     }
-    let builder = BuilderOptions {
+    let mut builder = BuilderOptions {
         unrepresentable: match entry.unrepresentable {
             config::Unrepresentable::Null => wal_decoder::Unrepresentable::Null,
             config::Unrepresentable::Fail => wal_decoder::Unrepresentable::Fail,
@@ -138,14 +141,19 @@ fn plan_table(
                 config::Arrays::Json => ArrayForm::Json,
             },
         },
+        key_is_whole_row: false,
     };
     let columns = lake_columns(&table, &builder);
+    let mut kind = TableKind::Mirror;
     let (identity, inserts_only) = match &table.identity {
         ReplicaIdentity::Key(attnums) => (attnums.clone(), None),
         // The whole old row is sent: the primary key still names it where there is one.
         ReplicaIdentity::Full if !table.primary_key.is_empty() => (table.primary_key.clone(), None),
+        ReplicaIdentity::Full if columns.is_empty() => (Vec::new(), Some("it has no columns".to_owned())),
         ReplicaIdentity::Full => {
-            (Vec::new(), Some("it has no primary key to find a changed row in the lake by".to_owned()))
+            kind = TableKind::Multiset;
+            builder.key_is_whole_row = true;
+            (columns.iter().map(|column| column.attnum).collect(), None)
         }
         ReplicaIdentity::None(reason) => (Vec::new(), Some(reason.to_string())),
     };
@@ -177,6 +185,7 @@ fn plan_table(
         relation: table.oid,
         folder: Default::default(),
         schema: Arc::new(TableSchema { source: (table.schema.clone(), table.name.clone()), columns, key }),
+        kind,
         partition_by,
         deletion_vectors: entry.deletion_vectors,
         builder,

@@ -497,6 +497,7 @@ fn same_shape(table: &TableDefinition, wanted: &TableDefinition) -> bool {
         fields.map(|field| (field.name().clone(), field.data_type().clone())).collect()
     };
     columns(table) == columns(wanted)
+        && table.kind == wanted.kind
         && table.key == wanted.key
         && table.partition_by == wanted.partition_by
         && table.deletion_vectors == wanted.deletion_vectors
@@ -506,6 +507,7 @@ fn same_shape(table: &TableDefinition, wanted: &TableDefinition) -> bool {
 fn definition(planned: &PlannedTable, table_id: &str) -> TableDefinition {
     TableDefinition {
         schema: planned.schema.arrow_schema(),
+        kind: planned.kind,
         key: planned.schema.key.clone(),
         partition_by: planned.partition_by.clone(),
         configuration: origin_properties(planned, table_id),

@@ -203,6 +203,22 @@ fn under_the_policy_fail_and_in_keys_it_stops_the_table() {
 }
 
 #[test]
+fn where_the_whole_row_is_the_key_it_becomes_null_in_both_images() {
+    let options = BuilderOptions { key_is_whole_row: true, ..BuilderOptions::default() };
+    let mut builder = ChangeBuilder::new(Arc::new(TableSchema { key: vec![0, 1, 2], ..schema() }), options);
+    let mut relation = relation();
+    relation.replica_identity = ReplicaIdentity::Full;
+    builder.bind(&relation).unwrap();
+    insert(&mut builder, &["7", "NaN", "a"]).unwrap();
+    update(&mut builder, Known::Full, &["7", "NaN", "a"], &["7", "1.00", "a"]).unwrap();
+    update(&mut builder, Known::Full, &["7", "1.00", "a"], &["7", "1.00", "a"]).unwrap();
+    assert_eq!(builder.take_dead_letters().len(), 1);
+    let changes = builder.finish();
+    assert_eq!(changes.ops, [Op::Insert, Op::UpdateKey, Op::Update]);
+    assert!(changes.rows.column(1).is_null(0) && changes.old_keys.column(1).is_null(0));
+}
+
+#[test]
 fn a_table_without_a_key_only_grows() {
     let mut keyless =
         ChangeBuilder::new(Arc::new(TableSchema { key: vec![], ..schema() }), BuilderOptions::default());

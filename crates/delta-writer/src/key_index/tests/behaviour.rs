@@ -310,3 +310,50 @@ fn a_flush_larger_than_memory_allows_goes_to_the_disk() {
     let index = KeyIndex::open(dir.path()).unwrap().unwrap();
     assert_eq!(index.lookup(&[key(5)]).unwrap(), [Some(at(file, 77))]);
 }
+
+#[test]
+fn a_key_with_many_places_shows_all_of_them_from_every_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = KeyIndex::create(dir.path()).unwrap().with_places(Places::Many);
+    let file = index.file_id("a");
+    // More than a block of equal keys, between others; in runs, in a builder's run, and in memory.
+    let mut builder = index.run_builder().with_budget(64);
+    for row in 0..400 {
+        builder.push(key(u64::from(row % 3)), at(file, row)).unwrap();
+    }
+    index.stage_run(builder.finish().unwrap()).unwrap();
+    index.commit(0).unwrap();
+    for version in 1..6 {
+        let row = 1000 + version as u32;
+        index.stage(vec![(key(1), at(file, row)), (key(1), at(file, row)), (key(9), at(file, row))]).unwrap();
+        index.commit(version).unwrap();
+    }
+    index.stage(vec![(key(1), at(file, 2000))]).unwrap();
+    let places = |index: &KeyIndex, n| {
+        let mut rows = Vec::new();
+        index
+            .visit_places(key(n), &mut |address| {
+                rows.push(address.row);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        rows.sort_unstable();
+        rows
+    };
+    let mut expected: Vec<u32> = (0..400).filter(|row| row % 3 == 1).collect();
+    expected.extend([1001, 1002, 1003, 1004, 1005, 2000]);
+    assert_eq!(places(&index, 1), expected);
+    assert_eq!(places(&index, 7), [0_u32; 0]);
+    let mut seen = 0;
+    index
+        .visit_places(key(1), &mut |_| {
+            seen += 1;
+            if seen == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
+    assert_eq!(seen, 5);
+    index.commit(6).unwrap();
+    drop(index);
+    let index = KeyIndex::open(dir.path()).unwrap().unwrap().with_places(Places::Many);
+    assert_eq!(places(&index, 1), expected);
+}
