@@ -15,6 +15,7 @@
 //! A crash leaves data files that nothing refers to; the load starts over with another snapshot.
 
 use super::SyncError;
+use super::crash_point::death_point;
 use super::plan::PlannedTable;
 use super::table_writer::Shown;
 use crate::status::TableState;
@@ -132,6 +133,7 @@ pub async fn load(
     let mut anchor = ReplicationSession::connect(&source).await?;
     let options = SlotOptions { temporary: true, export_snapshot: true, failover: false };
     let created = anchor.create_logical_slot(&slot, options).await?;
+    death_point!("snapshot-after-export");
     let snapshot = created.snapshot.ok_or(SyncError::NoSnapshot)?;
     let position = created.consistent_point;
     tracing::info!(%position, tables = tables.len(), "first load begins");

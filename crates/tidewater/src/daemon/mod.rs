@@ -7,6 +7,7 @@
 //! ```
 
 mod commit_info;
+mod crash_point;
 mod dead_letters;
 mod error;
 mod first_load;

@@ -13,6 +13,7 @@
 
 mod loading;
 
+use super::crash_point::death_point;
 use super::first_load::{LoadFailed, LoadTable, Loaded};
 use super::plan::PlannedTable;
 use super::router::{CommitPoint, Router, Step, Stop, TransactionReplay};
@@ -427,7 +428,9 @@ impl StreamLoop {
     async fn confirm(&mut self, position: Lsn) -> Result<(), SyncError> {
         if position > self.confirmed {
             self.confirmed = position;
+            death_point!("slot-before-confirm");
             self.stream.confirm(position).await?;
+            death_point!("slot-after-confirm");
         }
         Ok(())
     }
