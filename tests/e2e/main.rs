@@ -6,6 +6,7 @@ mod crashes;
 mod first_load;
 mod harness;
 mod mirror;
+mod object_store;
 mod second_daemon;
 mod streaming;
 mod trouble;

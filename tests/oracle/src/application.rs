@@ -15,11 +15,11 @@ const SETTINGS: &str = "SET lock_timeout = '10s'; SET deadlock_timeout = '100ms'
 /// names that another session has changed meanwhile: column, table.
 const FORGIVEN: [&str; 6] = ["40P01", "55P03", "40001", "23505", "42703", "42P01"];
 
-/// Runs transactions one after the other. Gives how many were committed.
+/// Runs transactions one after the other, with a pause after each. Gives how many were committed.
 ///
 /// # Panics
 /// When a statement fails in a way that no other session can be blamed for: the sync must never do that.
-pub async fn run(url: String, transactions: Vec<Transaction>) -> u64 {
+pub async fn run(url: String, transactions: Vec<Transaction>, pause: Duration) -> u64 {
     let mut client: Option<Client> = None;
     let mut committed = 0;
     for transaction in transactions {
@@ -30,6 +30,7 @@ pub async fn run(url: String, transactions: Vec<Transaction>) -> u64 {
         // A transaction that the server's death interrupted may have committed or not: either is fine.
         committed += u64::from(execute(&session, &transaction).await);
         client = Some(session);
+        tokio::time::sleep(pause).await;
     }
     committed
 }

@@ -92,6 +92,8 @@ pub enum Event {
 pub struct Round {
     /// What the sessions do, all at once.
     pub sessions: Vec<Vec<Transaction>>,
+    /// After each transaction.
+    pub pause: Duration,
     /// What happens meanwhile.
     pub event: Event,
     /// So long after the round's start.
@@ -200,12 +202,16 @@ fn draw_round(dice: &mut Dice, work: &mut Work, tables: &mut Vec<TablePlan>, sto
         reshapes.extend(tables.last().map(TablePlan::qualified));
     }
     let event = draw_event(dice, store);
+    // Most events meet sessions at work, some a daemon that has had time to become idle.
+    let longest = sessions.iter().map(Vec::len).max().and_then(|most| u32::try_from(most).ok()).unwrap_or(1);
+    let lasts = Duration::from_millis(dice.between(100, 1500).into());
     let quiet =
         matches!(event, Event::Nothing | Event::Weather(_) | Event::FailAt(..) | Event::KillWalsender);
     Round {
         sessions,
+        pause: lasts / longest.max(1),
         event,
-        after: Duration::from_millis(dice.between(0, 900).into()),
+        after: lasts * dice.between(0, 110) / 100,
         reshapes,
         settles: quiet && dice.chance(60),
     }
@@ -300,10 +306,10 @@ impl fmt::Display for Script {
             writeln!(f, "{statement};")?;
         }
         for (number, round) in self.rounds.iter().enumerate() {
+            let Round { event, after, pause, settles, .. } = round;
             writeln!(
                 f,
-                "-- round {number}: {:?} after {:?}, settles: {}",
-                round.event, round.after, round.settles
+                "-- round {number}: {event:?} after {after:?}, pauses of {pause:?}, settles: {settles}"
             )?;
             for (session, transactions) in round.sessions.iter().enumerate() {
                 writeln!(f, "-- round {number}, session {session}")?;

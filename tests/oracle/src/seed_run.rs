@@ -140,7 +140,7 @@ impl Running<'_> {
         self.reshaped.extend(round.reshapes.iter().cloned());
         let mut sessions = JoinSet::new();
         for transactions in &round.sessions {
-            sessions.spawn(application::run(self.url.clone(), transactions.clone()));
+            sessions.spawn(application::run(self.url.clone(), transactions.clone(), round.pause));
         }
         tokio::time::sleep(round.after).await;
         self.happen(round.event).await;
@@ -257,30 +257,26 @@ impl Running<'_> {
     /// Waits until the lake has everything the source has, and remembers both.
     async fn settle(&mut self) {
         let Some(daemon) = &mut self.daemon else { return };
-        let mut status = Value::Null;
-        let position: String = self
-            .client
-            .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
-            .await
-            .expect("nothing disturbs the source now")
-            .get(0);
+        // Whatever was killed, the source is up again and quiet.
+        self.client = application::connect(&self.url).await;
+        let position: String = self.client.query_one(POSITION, &[]).await.unwrap().get(0);
+        let position = lsn(&position);
         let deadline = Instant::now() + SETTLE_LIMIT;
-        loop {
+        let status = loop {
             // A commit behind the position, so that an idle source reports that it has come so far.
-            let told = self.client.query_one(CONFIRMED_PAST, &[&position]).await.expect("as above");
-            if told.get::<_, Option<bool>>(0) == Some(true) {
-                status = daemon.status().await.unwrap_or(Value::Null);
-                if status["tables"].as_array().is_some_and(|tables| tables.iter().all(follows)) {
-                    break;
-                }
+            self.client.batch_execute("SELECT pg_logical_emit_message(true, 'oracle', '')").await.unwrap();
+            let status = daemon.status().await.unwrap_or(Value::Null);
+            let tables = status["tables"].as_array();
+            if tables.is_some_and(|tables| tables.iter().all(|table| has_reached(table, position))) {
+                break status;
             }
             assert_eq!(daemon.end(), None, "the daemon ended by itself");
             assert!(
                 Instant::now() < deadline,
-                "the lake has not caught up with {position}; status: {status}"
+                "the lake has not caught up with {position:X}; status: {status}"
             );
             tokio::time::sleep(RETRY).await;
-        }
+        };
         for table in source_tables(&self.client).await {
             let name = table.qualified();
             let tables = status["tables"].as_array().expect("just looked at");
@@ -321,12 +317,18 @@ fn lake_folder(site: &Site, store: Option<&S3Server>) -> PathBuf {
     store.map_or_else(|| site.lake(), |store| store.folder().join("main")).join("shop")
 }
 
-/// Whether every slot has passed a position; and a commit behind it.
-const CONFIRMED_PAST: &str = "
-    WITH told AS MATERIALIZED (SELECT pg_logical_emit_message(true, 'oracle', ''))
-    SELECT bool_and(confirmed_flush_lsn >= ($1::text)::pg_lsn) FROM pg_replication_slots, told
-    WHERE database = current_database() AND NOT temporary";
+/// Everything that is committed lies before it.
+const POSITION: &str = "SELECT pg_current_wal_insert_lsn()::text";
 
-fn follows(table: &Value) -> bool {
-    table["state"].as_str().is_some_and(|state| state == "streaming" || state.starts_with("inserts"))
+/// Whether `status` says that the table's mirror has everything up to a position.
+fn has_reached(table: &Value, position: u64) -> bool {
+    let follows =
+        table["state"].as_str().is_some_and(|state| state == "streaming" || state.starts_with("inserts"));
+    follows && table["position"].as_str().is_some_and(|reached| lsn(reached) >= position)
+}
+
+/// The number behind Postgres's way to write a position.
+fn lsn(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').unwrap();
+    u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
 }

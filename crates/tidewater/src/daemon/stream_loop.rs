@@ -522,7 +522,12 @@ impl StreamLoop {
         let idle = oldest_commit.is_none() && self.flight.is_none();
         let lag_bytes = if idle { 0 } else { self.source_end.bytes_since(self.confirmed) };
         let lag_seconds = oldest_commit.map_or(0.0, seconds_since);
-        for table in self.tables.values() {
+        for (relation, table) in &self.tables {
+            // What was set aside during its load is not committed yet, and the slot does not wait for it.
+            let lands = |flight: &Flight| flight.clear.contains(relation);
+            if table.clear_at_commit || self.flight.as_ref().is_some_and(lands) {
+                continue;
+            }
             let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
             table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
                 if matches!(status.state, TableState::Streaming | TableState::InsertsOnly) {
