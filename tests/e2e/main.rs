@@ -4,6 +4,7 @@
 
 mod crashes;
 mod first_load;
+mod found_by_the_oracle;
 mod harness;
 mod mirror;
 mod object_store;

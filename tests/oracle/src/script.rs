@@ -27,8 +27,9 @@ const LARGE_EVERY: u64 = 25;
 /// Its table.
 const LARGE_TABLE: &str = "public.large";
 
-/// Crash points of the daemon, and whether arming them can also make the step fail instead.
-const CRASH_POINTS: &[(&str, bool)] = &[
+/// Crash points that a daemon under load passes again and again, and whether arming them can also make the
+/// step fail instead.
+const FREQUENT_POINTS: &[(&str, bool)] = &[
     ("data-file-before-put", true),
     ("data-file-after-put", true),
     ("vectors-before-put", true),
@@ -37,18 +38,23 @@ const CRASH_POINTS: &[(&str, bool)] = &[
     ("commit-after-put", true),
     ("index-before-manifest", false),
     ("index-after-manifest", false),
-    ("checkpoint-before-put", true),
-    ("checkpoint-before-hint", true),
-    ("checkpoint-after-hint", true),
-    ("sync-state-before-put", false),
-    ("sync-state-after-put", false),
-    ("slot-before-create", false),
-    ("slot-after-create", false),
     ("slot-before-confirm", false),
     ("slot-after-confirm", false),
-    ("publications-before-change", false),
-    ("publications-after-change", false),
-    ("snapshot-after-export", false),
+];
+
+/// Crash points that it passes once, or only when there is something to load, to create or to check.
+const RARE_POINTS: &[&str] = &[
+    "checkpoint-before-put",
+    "checkpoint-before-hint",
+    "checkpoint-after-hint",
+    "sync-state-before-put",
+    "sync-state-after-put",
+    "slot-before-create",
+    "slot-after-create",
+    "publications-before-change",
+    "publications-after-change",
+    "snapshot-before-export",
+    "snapshot-after-export",
 ];
 
 /// Where the lake lies.
@@ -263,14 +269,15 @@ fn draw_event(dice: &mut Dice, store: Store) -> Event {
     ]);
     let nth = dice.weighted(&[(4, 1), (3, 2), (2, 5), (1, 12)]);
     match event {
-        Event::DieAt(..) => Event::DieAt(dice.one_of(CRASH_POINTS).0, nth),
+        Event::DieAt(..) if dice.chance(25) => Event::DieAt(dice.one_of(RARE_POINTS), 1),
+        Event::DieAt(..) => Event::DieAt(dice.one_of(FREQUENT_POINTS).0, nth),
         Event::FailAt(..) => {
             let points: Vec<&str> =
-                CRASH_POINTS.iter().filter(|(_, fails)| *fails).map(|(name, _)| *name).collect();
+                FREQUENT_POINTS.iter().filter(|(_, fails)| *fails).map(|(name, _)| *name).collect();
             Event::FailAt(dice.one_of(&points), nth)
         }
         Event::Weather(_) | Event::StoreAway if store == Store::Disk => Event::KillDaemon,
-        Event::Weather(_) => Event::Weather(dice.one_of(&[10, 40, 120])),
+        Event::Weather(_) => Event::Weather(dice.one_of(&[30, 100, 250])),
         other => other,
     }
 }

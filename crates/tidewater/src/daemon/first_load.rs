@@ -132,6 +132,7 @@ pub async fn load(
 ) -> Result<(), LoadFailed> {
     let mut anchor = ReplicationSession::connect(&source).await?;
     let options = SlotOptions { temporary: true, export_snapshot: true, failover: false };
+    death_point!("snapshot-before-export");
     let created = anchor.create_logical_slot(&slot, options).await?;
     death_point!("snapshot-after-export");
     let snapshot = created.snapshot.ok_or(SyncError::NoSnapshot)?;
