@@ -61,7 +61,16 @@ async fn execute(client: &Client, transaction: &Transaction) -> bool {
         }
     }
     matches!(last, Some(SimpleQueryMessage::CommandComplete(_)))
-        && transaction.statements.last().is_some_and(|statement| statement == "COMMIT")
+        && transaction.statements.last().is_some_and(|statement| statement.starts_with("COMMIT"))
+}
+
+/// Commits what a killed server left prepared; it would hold its locks for ever.
+pub async fn decide_prepared(client: &Client) {
+    let left = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
+    for row in client.query(left, &[]).await.unwrap() {
+        let name: String = row.get(0);
+        client.batch_execute(&format!("COMMIT PREPARED '{name}'")).await.unwrap();
+    }
 }
 
 /// A session, as soon as the server takes one.

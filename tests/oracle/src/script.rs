@@ -87,7 +87,7 @@ pub enum Event {
     KillWalsender,
     /// `kill -9` of the daemon and the postmaster.
     KillBoth,
-    /// So many of a thousand requests to the store go wrong, until the round ends.
+    /// So many more of a thousand requests to the store go wrong in this round.
     Weather(u32),
     /// The store is away until the round ends.
     StoreAway,
@@ -117,6 +117,8 @@ pub struct Script {
     pub seed: u64,
     /// Where the lake lies.
     pub store: Store,
+    /// So many of a thousand requests to the store go wrong, all the time.
+    pub climate: u32,
     /// `flush` of the configuration.
     pub flush: Duration,
     /// `deletion_vectors` of the configuration.
@@ -137,12 +139,13 @@ impl Script {
     /// The script of a seed.
     pub fn of(seed: u64) -> Script {
         let dice = &mut Dice::of(seed);
-        let mut work = Work::default();
+        let mut work = Work::of(seed);
         let mut tables: Vec<TablePlan> =
             (0..dice.between(1, 4)).map(|number| TablePlan::draw(dice, number)).collect();
         let mut script = Script {
             seed,
             store: dice.one_of(&[Store::Disk, Store::S3]),
+            climate: dice.one_of(&[0, 20, 60, 150]),
             flush: Duration::from_millis(dice.one_of(&[20, 50, 200, 1000])),
             deletion_vectors: dice.chance(85),
             starts_empty: dice.chance(10),
@@ -217,7 +220,11 @@ fn draw_round(dice: &mut Dice, work: &mut Work, tables: &mut Vec<TablePlan>, sto
         sessions,
         pause: lasts / longest.max(1),
         event,
-        after: lasts * dice.between(0, 110) / 100,
+        after: match event {
+            // Bad weather is there from the start, or a short round would not notice.
+            Event::Weather(_) => Duration::ZERO,
+            _ => lasts * dice.between(0, 110) / 100,
+        },
         reshapes,
         settles: quiet && dice.chance(60),
     }
@@ -298,7 +305,11 @@ pub fn weather(share: u32) -> Vec<(Fault, u32)> {
 
 impl fmt::Display for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "-- seed {}: lake on {:?}, flush {:?}", self.seed, self.store, self.flush)?;
+        writeln!(
+            f,
+            "-- seed {}: lake on {:?}, climate {}, flush {:?}",
+            self.seed, self.store, self.climate, self.flush
+        )?;
         writeln!(
             f,
             "-- deletion vectors {}, partitioned in the lake {:?}",

@@ -45,6 +45,8 @@ struct Running<'a> {
     /// Tables whose shape a session may have changed: `status` learns of it late.
     reshaped: BTreeSet<String>,
     remembered: Vec<Remembered>,
+    /// How often the weather has changed: each has dice of its own.
+    weathers: u64,
     tally: Tally,
 }
 
@@ -77,6 +79,7 @@ impl Bench {
             daemon: None,
             reshaped: BTreeSet::new(),
             remembered: Vec::new(),
+            weathers: 0,
             tally: Tally::default(),
         };
         running.rounds().await;
@@ -130,6 +133,7 @@ impl Running<'_> {
             self.daemon = Some(self.site.spawn());
         }
         application::set_up(&self.client, &self.script.setup).await;
+        self.set_weather(0);
         for round in &self.script.rounds {
             self.round(round).await;
         }
@@ -152,9 +156,9 @@ impl Running<'_> {
         };
         tokio::time::timeout(ROUND_LIMIT, working).await.expect("the application's sessions end");
         self.after(round.event).await;
-        if self.client.is_closed() {
-            self.client = application::connect(&self.url).await;
-        }
+        // Whatever was killed, the source is up again and quiet.
+        self.client = application::connect(&self.url).await;
+        application::decide_prepared(&self.client).await;
         if round.settles {
             self.settle().await;
         }
@@ -199,10 +203,7 @@ impl Running<'_> {
                 self.kill_daemon().await;
                 self.bench.postgres.restart().await;
             }
-            Event::Weather(share) => {
-                let store = self.store.as_ref().expect("weather is for the S3 server");
-                store.faults().set_weather(self.script.seed, &weather(share));
-            }
+            Event::Weather(share) => self.set_weather(share),
             Event::StoreAway => self.store.as_mut().expect("the S3 server").stop().await,
         }
     }
@@ -223,16 +224,21 @@ impl Running<'_> {
                     daemon.kill9().await;
                 }
             }
-            Event::Weather(_) => {
-                if let Some(store) = &self.store {
-                    store.faults().clear();
-                }
-            }
+            Event::Weather(_) => self.set_weather(0),
             Event::StoreAway => self.store.as_mut().expect("the S3 server").restart().await,
             _ => {}
         }
         if let Some(daemon) = &mut self.daemon {
             assert_eq!(daemon.end(), None, "the daemon ended by itself");
+        }
+    }
+
+    /// So much worse than the seed's climate, from now on.
+    fn set_weather(&mut self, worse: u32) {
+        self.weathers += 1;
+        if let Some(store) = &self.store {
+            let seed = self.script.seed.wrapping_mul(1000) + self.weathers;
+            store.faults().set_weather(seed, &weather(self.script.climate + worse));
         }
     }
 
@@ -252,13 +258,18 @@ impl Running<'_> {
         let sql = "SELECT pid FROM pg_stat_replication LIMIT 1";
         let Ok(Some(row)) = self.client.query_opt(sql, &[]).await else { return };
         tidewater_e2e::kill9(row.get::<_, i32>(0).unsigned_abs());
+        // The postmaster ends every session, this one too, before it takes new ones.
+        let deadline = Instant::now() + ROUND_LIMIT;
+        while !self.client.is_closed() {
+            assert!(Instant::now() < deadline, "Postgres goes on after a process of it was killed");
+            tokio::time::sleep(RETRY).await;
+        }
+        self.client = application::connect(&self.url).await;
     }
 
     /// Waits until the lake has everything the source has, and remembers both.
     async fn settle(&mut self) {
         let Some(daemon) = &mut self.daemon else { return };
-        // Whatever was killed, the source is up again and quiet.
-        self.client = application::connect(&self.url).await;
         let position: String = self.client.query_one(POSITION, &[]).await.unwrap().get(0);
         let position = lsn(&position);
         let deadline = Instant::now() + SETTLE_LIMIT;
@@ -296,6 +307,9 @@ impl Running<'_> {
             self.kill_daemon().await;
         } else {
             self.stop_daemon().await;
+        }
+        if let Some(store) = &self.store {
+            store.faults().clear();
         }
         self.site.run_until_caught_up().await;
         let tables = source_tables(&self.client).await;

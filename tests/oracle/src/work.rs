@@ -24,15 +24,29 @@ impl Transaction {
         body.push(if commits { "COMMIT" } else { "ROLLBACK" }.to_owned());
         Transaction { statements: body }
     }
+
+    /// Prepared, then committed: a killed server keeps it prepared until somebody decides.
+    fn in_two_phases(mut body: Vec<String>, name: &str) -> Transaction {
+        body.insert(0, "BEGIN".to_owned());
+        body.push(format!("PREPARE TRANSACTION '{name}'"));
+        body.push(format!("COMMIT PREPARED '{name}'"));
+        Transaction { statements: body }
+    }
 }
 
 /// Draws transactions with running numbers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Work {
+    seed: u64,
     drawn: u64,
 }
 
 impl Work {
+    /// The transactions of one seed.
+    pub fn of(seed: u64) -> Work {
+        Work { seed, drawn: 0 }
+    }
+
     /// One transaction over some of `tables`; `large` ones change thousands of rows.
     pub fn draw(&mut self, dice: &mut Dice, tables: &[TablePlan], large: bool) -> Transaction {
         let mut body = Vec::new();
@@ -72,7 +86,15 @@ impl Work {
         };
         let (first, last) = (changes(dice, before), changes(dice, after));
         if dice.chance(50) {
-            let body = [first, ddl, last].concat();
+            let mut undone = Vec::new();
+            if dice.chance(40) {
+                // What a savepoint takes back must leave no shape behind either.
+                let (other, reshaped) = schema_change(dice, before);
+                let lost = changes(dice, &reshaped);
+                undone =
+                    [vec!["SAVEPOINT d".to_owned()], other, lost, vec!["ROLLBACK TO d".to_owned()]].concat();
+            }
+            let body = [first, undone, ddl, last].concat();
             vec![self.finish(dice, body)]
         } else {
             // A schema change that is rolled back would leave the script's author with the wrong table.
@@ -94,7 +116,11 @@ impl Work {
             let at = outside_savepoints(dice, &body);
             body.insert(at, entry);
         }
-        Transaction::around(body, dice.chance(90))
+        match dice.between(0, 29) {
+            0..=2 => Transaction::around(body, false),
+            3 => Transaction::in_two_phases(body, &format!("seed {} txn {}", self.seed, self.drawn)),
+            _ => Transaction::around(body, true),
+        }
     }
 
     fn change(&mut self, dice: &mut Dice, tables: &[TablePlan], body: &mut Vec<String>) {
@@ -253,7 +279,7 @@ mod tests {
     #[test]
     fn savepoints_nest_and_entries_lie_outside_of_them() {
         let mut dice = Dice::of(5);
-        let mut work = Work::default();
+        let mut work = Work::of(5);
         for number in 0..300 {
             let tables = [TablePlan::draw(&mut dice, number)];
             let transaction = work.draw(&mut dice, &tables, false);
