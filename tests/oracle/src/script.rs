@@ -213,7 +213,7 @@ fn draw_round(dice: &mut Dice, work: &mut Work, tables: &mut Vec<TablePlan>, sto
     let event = draw_event(dice, store);
     // Most events meet sessions at work, some a daemon that has had time to become idle.
     let longest = sessions.iter().map(Vec::len).max().and_then(|most| u32::try_from(most).ok()).unwrap_or(1);
-    let lasts = Duration::from_millis(dice.between(100, 1500).into());
+    let lasts = Duration::from_millis(dice.between(100, 1000).into());
     let quiet =
         matches!(event, Event::Nothing | Event::Weather(_) | Event::FailAt(..) | Event::KillWalsender);
     Round {

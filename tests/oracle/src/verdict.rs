@@ -11,7 +11,7 @@ use tidewater_e2e::{Engine, LakeTable, Reader, Source, assert_equal};
 use tokio_postgres::Client;
 
 /// Versions of a ledger that are looked at, spread over all.
-const VERSIONS: usize = 12;
+const VERSIONS: usize = 8;
 
 /// The readers that take turns. Spark and Polars judge the same shapes in the end-to-end tests.
 const ENGINES: [Engine; 2] = [Engine::DuckDb, Engine::DeltaRs];
@@ -104,9 +104,8 @@ impl Judge<'_> {
             let source = Source { dsn: self.dsn, schema: &table.schema, table: &table.table };
             let mirror = self.mirror(table);
             let engine = dice.one_of(&ENGINES);
-            assert_equal(self.reader, engine, &source, &mirror).await;
+            looked.rows += assert_equal(self.reader, engine, &source, &mirror).await;
             looked.tables += 1;
-            looked.rows += self.reader.count(engine, &mirror).await;
         }
         for Remembered { table, version, rows } in remembered {
             let mirror = self.mirror(table).version(*version);
