@@ -54,7 +54,7 @@ async fn run_for(limit: Duration, first: u64) -> Tally {
     let (began, mut total, mut bench) = (Instant::now(), Tally::default(), None);
     let mut seed = first;
     while began.elapsed() < limit {
-        if (seed - first) % BATCH == 0 {
+        if (seed - first).is_multiple_of(BATCH) {
             bench = None;
         }
         total += run(&mut bench, seed).await;

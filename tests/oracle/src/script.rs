@@ -154,7 +154,7 @@ impl Script {
             rounds: Vec::new(),
             ends_by_kill: dice.chance(50),
         };
-        let is_large = seed % LARGE_EVERY == 0;
+        let is_large = seed.is_multiple_of(LARGE_EVERY);
         if is_large {
             script.setup.push(format!("CREATE TABLE {LARGE_TABLE} (id integer PRIMARY KEY, v text)"));
         }
