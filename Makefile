@@ -54,6 +54,13 @@ test: setup lint ## lint, the tests of every crate, and end to end with real Pos
 	$(CARGO) test --workspace --locked
 	@echo "make test: all passed"
 
+MINUTES ?= 10
+
+.PHONY: oracle
+oracle: setup ## crashes and faults from seeds for MINUTES=10; totals go to bench/ORACLE.md
+	$(CARGO) build --workspace --bins --tests --locked
+	target/debug/oracle --minutes $(MINUTES) --report bench/ORACLE.md
+
 .PHONY: bench
 bench: bench-setup ## speed beside its peers, at most a quarter of an hour; writes bench/REPORT.md
 	$(PYTHON) bench/run.py --report bench/REPORT.md

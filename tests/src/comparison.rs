@@ -43,13 +43,13 @@ pub fn first_difference(source: &[Vec<Option<String>>], lake: &[Vec<Option<Strin
     }
 }
 
-/// Fails, naming the first differing row, unless `engine` reads exactly the source's rows.
-pub async fn assert_equal(reader: &mut Reader, engine: Engine, source: &Source<'_>, lake: &LakeTable) {
+/// Fails, naming the first differing row, unless `engine` reads exactly the source's rows. Gives how many they are.
+pub async fn assert_equal(reader: &mut Reader, engine: Engine, source: &Source<'_>, lake: &LakeTable) -> u64 {
     let Source { dsn, schema, table } = *source;
     let expected = reader.source_checksum(dsn, schema, table).await;
     let found = reader.checksum(engine, lake).await;
     if expected == found {
-        return;
+        return expected.0;
     }
     let mut in_source = reader.source_rows(dsn, schema, table).await;
     let mut in_lake = reader.rows(engine, lake).await;

@@ -99,6 +99,11 @@ impl Site {
         self.folder.path()
     }
 
+    /// Leaves the folder behind, for whoever looks into what went wrong.
+    pub fn keep(self) -> PathBuf {
+        self.folder.keep()
+    }
+
     /// The lake's folder.
     pub fn lake(&self) -> PathBuf {
         self.path().join("lake")
@@ -132,10 +137,21 @@ impl Site {
 
     /// Starts the daemon, without waiting.
     pub fn spawn(&self) -> Daemon {
+        self.spawn_with(&[])
+    }
+
+    /// Starts the daemon with crash points armed: `name=action`, several separated by `;`.
+    pub fn spawn_armed(&self, crash_points: &str) -> Daemon {
+        self.spawn_with(&[("FAILPOINTS", crash_points)])
+    }
+
+    /// Starts the daemon with these variables beside the test's own.
+    pub fn spawn_with(&self, environment: &[(&str, &str)]) -> Daemon {
         let log_file = self.path().join("daemon.log");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_file).unwrap();
         let process = Command::new(binary())
             .arg("run")
+            .envs(environment.iter().copied())
             .current_dir(self.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -175,13 +191,19 @@ impl Daemon {
         }
     }
 
+    /// What `tidewater status --json` prints; nothing while nobody answers.
+    pub async fn status(&self) -> Option<Value> {
+        let (code, body) = self.get("/api/v1/status").await?;
+        (code == 200).then(|| serde_json::from_str(&body).unwrap())
+    }
+
     /// What `tidewater status --json` prints, once it fulfils `condition`.
     pub async fn wait_status(&mut self, limit: Duration, condition: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + limit;
         let mut last = Value::Null;
         loop {
-            if let Some((200, body)) = self.get("/api/v1/status").await {
-                last = serde_json::from_str(&body).unwrap();
+            if let Some(status) = self.status().await {
+                last = status;
                 if condition(&last) {
                     return last;
                 }
@@ -209,6 +231,11 @@ impl Daemon {
     pub async fn ended(mut self, limit: Duration) -> Option<i32> {
         let status = tokio::time::timeout(limit, self.process.wait()).await;
         status.unwrap_or_else(|_| panic!("the daemon goes on:\n{}", self.log())).unwrap().code()
+    }
+
+    /// How it ended, if it has.
+    pub fn end(&mut self) -> Option<std::process::ExitStatus> {
+        self.process.try_wait().unwrap()
     }
 
     /// Ends it the hard way, at once.

@@ -175,6 +175,11 @@ async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
     Ok(client)
 }
 
+/// Ends a process the hard way.
+pub fn kill9(pid: u32) {
+    send(pid, Signal::KILL);
+}
+
 pub(crate) fn send(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     match rustix::process::kill_process(pid, signal) {

@@ -362,6 +362,11 @@ impl Error {
         }
     }
 
+    /// Whether the server has no such column, table or schema (any more).
+    pub fn is_unknown_name(&self) -> bool {
+        matches!(self, Error::Server { source, .. } if matches!(source.code.as_str(), "42703" | "42P01" | "3F000"))
+    }
+
     /// Sorts a server's error by its SQLSTATE. Messages are localised, so they decide only where the code cannot,
     /// and then by words that are never translated (settings' names).
     pub(crate) fn from_server(place: &Place, doing: &'static str, source: ServerError) -> Error {

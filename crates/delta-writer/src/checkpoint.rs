@@ -9,6 +9,7 @@
 //! Parquet schema of the protocol's "Checkpoint Schema" stands here.
 
 use crate::action::{Action, Add, Remove, parse_actions};
+use crate::crash_point::crash_point;
 use crate::error::{DeltaError, Result};
 use crate::lake::TableLocation;
 use crate::parquet_source::ParquetSource;
@@ -161,10 +162,14 @@ impl Checkpoint {
             size_in_bytes: Some(bytes.len() as i64),
             num_of_add_files: Some(files as i64),
         };
+        crash_point!("checkpoint-before-put");
         location.put(&path, bytes.into()).await?;
+        crash_point!("checkpoint-before-hint");
         let hint = serde_json::to_vec(&hint)
             .map_err(|source| DeltaError::Json { what: "the checkpoint hint", source })?;
-        location.put(&location.log_folder().join("_last_checkpoint"), hint.into()).await
+        location.put(&location.log_folder().join("_last_checkpoint"), hint.into()).await?;
+        crash_point!("checkpoint-after-hint");
+        Ok(())
     }
 }
 

@@ -86,16 +86,15 @@ fn s3_lake(uri: &str, url: &Url, options: &BTreeMap<String, String>) -> Result<L
     let retry = RetryConfig { max_retries: 8, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
     let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT);
     let mut builder = AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_url(uri);
-    let mut plain_http = std::env::var("AWS_ENDPOINT").is_ok_and(|endpoint| endpoint.starts_with("http://"));
     for (option, value) in options {
         let key = AmazonS3ConfigKey::from_str(option)
             .map_err(|_| DeltaError::UnknownLakeOption { uri: uri.to_owned(), option: option.clone() })?;
-        if key == AmazonS3ConfigKey::Endpoint {
-            plain_http = value.starts_with("http://");
-        }
         builder = builder.with_config(key, value);
     }
-    if plain_http {
+    // Wherever the endpoint comes from, who names one without TLS wants it so.
+    let endpoints = [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint];
+    let endpoint = endpoints.iter().find_map(|key| builder.get_config_value(key));
+    if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
         builder = builder.with_allow_http(true);
     }
     let store = builder.build().map_err(DeltaError::store("open", uri))?;

@@ -51,6 +51,7 @@ pub use file_registry::FileNumbers;
 pub use key_hasher::KeyHasher;
 pub use run_builder::{RunBuilder, SealedRun};
 
+use crate::crash_point::death_point;
 use directory::IndexDirectory;
 use entry::{Entry, count_up_to, merge_sorted, sort_newest_wins};
 use error::InPlace;
@@ -329,10 +330,12 @@ impl KeyIndex {
         if self.truncated {
             files.forget_committed();
         }
+        death_point!("index-before-manifest");
         let written =
             manifest::write(&self.directory, &self.seed, version, runs.iter().map(|run| run.record), &files);
         self.files = files;
         self.manifest_bytes = written?;
+        death_point!("index-after-manifest");
 
         runs.iter().for_each(|run| run.keep());
         self.replaced.drain(..).for_each(|run| run.retire());

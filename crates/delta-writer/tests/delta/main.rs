@@ -10,36 +10,21 @@
 //! | `compaction` | do rows survive being moved, and deleted ones stay deleted? |
 //! | `expiry` | does every version inside the promise stay readable, and does the rest go? |
 //! | `s3` | is it the same over S3? |
-//! | `crash_points` | does dying at any durable step lose or repeat anything? |
 //!
-//! Crash points are armed for the whole process, so with the `failpoints` feature they are all that runs.
+//! Crash points are armed for a whole process, so their tests are a binary of their own beside this one.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "test support: a panic is a failed test, with the place it failed at"
 )]
-#![cfg_attr(
-    feature = "failpoints",
-    allow(dead_code, reason = "the crash points need only a part of the support")
-)]
 
-#[cfg(not(feature = "failpoints"))]
 mod append;
-#[cfg(not(feature = "failpoints"))]
 mod column_types;
-#[cfg(not(feature = "failpoints"))]
 mod commits;
-#[cfg(not(feature = "failpoints"))]
 mod compaction;
-#[cfg(feature = "failpoints")]
-mod crash_points;
-#[cfg(not(feature = "failpoints"))]
 mod expiry;
-#[cfg(not(feature = "failpoints"))]
 mod mirror;
-#[cfg(not(feature = "failpoints"))]
 mod multiset;
-#[cfg(not(feature = "failpoints"))]
 mod s3;
 mod support;

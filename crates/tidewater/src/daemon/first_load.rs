@@ -18,6 +18,7 @@
 //! A crash leaves data files that nothing refers to; the load starts over with another snapshot.
 
 use super::SyncError;
+use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
 use super::mending::{self, Mended};
 use super::plan::PlannedTable;
@@ -122,7 +123,9 @@ pub async fn load(
 ) -> Result<(), LoadFailed> {
     let mut anchor = ReplicationSession::connect(&source).await?;
     let options = SlotOptions { temporary: true, export_snapshot: true, failover: false };
+    death_point!("snapshot-before-export");
     let created = anchor.create_logical_slot(&slot, options).await?;
+    death_point!("snapshot-after-export");
     let snapshot = created.snapshot.ok_or(SyncError::NoSnapshot)?;
     let position = created.consistent_point;
     tracing::info!(%position, tables = tables.len(), "load begins");

@@ -8,6 +8,7 @@
 
 mod commit_info;
 mod consistent_points;
+mod crash_point;
 mod dead_letters;
 mod error;
 mod first_load;

@@ -11,6 +11,7 @@
 //! When a connection breaks, all of it is dropped and done again.
 
 use super::consistent_points::PointsTable;
+use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
 use super::error::{error_chain, halts_table};
 use super::plan::{PlannedTable, origin_properties, plan_tables, selection};
@@ -159,7 +160,9 @@ impl SourceSync {
             tables.into_iter().map(PlannedTable::published).collect::<Result<Vec<_>, _>>()
         };
         let (keyed, inserts_only) = (published(keyed)?, published(inserts_only)?);
+        death_point!("publications-before-change");
         postgres_connector::ensure_publications(&mut client, &names, &keyed, &inserts_only).await?;
+        death_point!("publications-after-change");
 
         let system_identifier = postgres_connector::system_identifier(&client).await?.to_string();
         let own_folder = self.lake.table(&[&wal_decoder::folder_name(&self.database), "_tidewater"]);
@@ -267,7 +270,9 @@ impl SourceSync {
         let waiting =
             "the replication slot is being made, which waits for older transactions to end".to_owned();
         self.board.update_source(&self.database, |source| source.waiting = Some(waiting));
+        death_point!("slot-before-create");
         let created = session.create_logical_slot(&name, options).await?;
+        death_point!("slot-after-create");
         tracing::info!(database = %self.database, slot = %name, position = %created.consistent_point, "replication slot created");
         session.close().await?;
         Ok(generation)

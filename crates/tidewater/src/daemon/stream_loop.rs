@@ -16,6 +16,7 @@ mod requests;
 mod verifying;
 
 use super::consistent_points::PointRecorder;
+use super::crash_point::death_point;
 use super::first_load::{LoadFailed, LoadTable, Loaded};
 use super::plan::PlannedTable;
 use super::retained_wal::RetainedWal;
@@ -475,7 +476,9 @@ impl StreamLoop {
         if position > self.confirmed {
             self.confirmed = position;
             if self.held.is_empty() {
+                death_point!("slot-before-confirm");
                 self.stream.confirm(position).await?;
+                death_point!("slot-after-confirm");
             }
         }
         Ok(())
@@ -571,7 +574,12 @@ impl StreamLoop {
         let idle = oldest_commit.is_none() && self.flight.is_none();
         let lag_bytes = if idle { 0 } else { self.source_end.bytes_since(self.confirmed) };
         let lag_seconds = oldest_commit.map_or(0.0, seconds_since);
-        for table in self.tables.values() {
+        for (relation, table) in &self.tables {
+            // What was set aside during its load is not committed yet, and the slot does not wait for it.
+            let lands = |flight: &Flight| flight.clear.contains(relation);
+            if table.clear_at_commit || self.flight.as_ref().is_some_and(lands) {
+                continue;
+            }
             let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
             table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
                 if matches!(status.state, TableState::Streaming | TableState::InsertsOnly) {

@@ -9,6 +9,7 @@
 //! the slot or named here, and is mended.
 
 use super::SyncError;
+use super::crash_point::death_point;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
@@ -164,10 +165,12 @@ impl SyncState {
             path: self.path.to_string(),
             reason: source.to_string(),
         })?;
+        death_point!("sync-state-before-put");
         self.store
             .put(&self.path, PutPayload::from(bytes))
             .await
             .map_err(|source| SyncError::LakeState { path: self.path.to_string(), source })?;
+        death_point!("sync-state-after-put");
         self.content = content;
         Ok(())
     }

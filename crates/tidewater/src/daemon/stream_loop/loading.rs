@@ -79,6 +79,10 @@ impl StreamLoop {
             Err(_) => return Err(SyncError::WriterGone),
         };
         match relation {
+            // Its columns were others when the load was planned.
+            Some(_) if matches!(&error, SyncError::Source(source) if source.is_unknown_name()) => {
+                Err(SyncError::TablesChanged)
+            }
             Some(relation) if !error.is_passing() => {
                 self.halt(relation, error_chain(&error)).await?;
                 // The others' load ended with it: they start over from another snapshot.

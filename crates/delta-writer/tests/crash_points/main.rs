@@ -3,7 +3,16 @@
 //! A point that fires ends the flush where a crash would; the table is dropped and opened again as a new process
 //! would, and the source sends the flush again unless the table's `txn` says that it is in.
 
-use crate::support;
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "test support: a panic is a failed test, with the place it failed at"
+)]
+
+#[path = "../delta/support/mod.rs"]
+#[allow(dead_code, reason = "the crash points need only a part of it")]
+mod support;
+
 use crate::support::Change::{Delete, Insert, Update, UpdateKeepingNote};
 use crate::support::{Bench, definition, flush, hundred_rows, row};
 use fail::FailScenario;
