@@ -400,6 +400,7 @@ mod tests {
             table.lag_bytes = Some(0);
             table.lag_seconds = Some(0.25);
             table.rows = Some(3);
+            table.oldest = Some(OldestVersion { version: 7, committed_at: 1_767_225_600_000 });
         });
     }
 
@@ -412,7 +413,8 @@ mod tests {
             serde_json::json!([{
                 "direction": "to_lake", "database": "shop", "table": "public.orders",
                 "location": "/lake/shop/public/orders", "state": "streaming", "position": "0/16B3748",
-                "version": 12, "lag_bytes": 0, "lag_seconds": 0.25, "rows": 3, "error": null
+                "version": 12, "lag_bytes": 0, "lag_seconds": 0.25, "rows": 3,
+                "oldest_version": 7, "oldest_timestamp": "2026-01-01T00:00:00.000Z", "error": null
             }])
         );
     }
