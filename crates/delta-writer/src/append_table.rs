@@ -16,11 +16,12 @@ use crate::checkpoint::Checkpoint;
 use crate::commit::{CommitFacts, CommitSpec, commit_info_of, txn_of};
 use crate::data_file::FileSink;
 use crate::error::{DeltaError, Result};
+use crate::expiry::Expiry;
 use crate::key_index::FileId;
 use crate::lake::TableLocation;
 use crate::log::{self, PutOutcome};
 use crate::row_reader::RowReader;
-use crate::table_definition::TableDefinition;
+use crate::table_definition::{TableDefinition, TableKind};
 use crate::table_state::TableState;
 use crate::writer_options::WriterOptions;
 use arrow::array::RecordBatch;
@@ -64,6 +65,7 @@ impl AppendTable {
             partition_by: Vec::new(),
             configuration: BTreeMap::new(),
             deletion_vectors: false,
+            kind: TableKind::default(),
         };
         definition.check(location.uri())?;
         let loaded = match log::load(&location).await? {
@@ -120,7 +122,7 @@ impl AppendTable {
             }
         };
         self.merge_small_files().await?;
-        self.write_checkpoint().await;
+        self.keep_house().await;
         Ok(version)
     }
 
@@ -190,17 +192,24 @@ impl AppendTable {
         Ok(())
     }
 
-    /// Readers only have more commits to read while one is missing, so a failure is told and no more.
-    async fn write_checkpoint(&mut self) {
+    /// A checkpoint, if one is due, and with it the end of versions that nobody was promised any more. What fails
+    /// here is done by a later append.
+    async fn keep_house(&mut self) {
         let since = self.state.version - self.last_checkpoint.unwrap_or(0);
-        if since < i64::try_from(self.options.checkpoint_every).unwrap_or(i64::MAX).max(1) {
+        if since < self.options.checkpoint_every() {
             return;
         }
         self.last_checkpoint = Some(self.state.version);
-        let checkpoint = Checkpoint::new(self.location.clone(), self.state.clone(), self.options.retention);
-        if let Err(error) = checkpoint.write().await {
+        let (location, state) = (self.location.clone(), self.state.clone());
+        let checkpoint = Checkpoint::new(location.clone(), state.clone(), self.options.retention);
+        let expiry = Expiry::new(location, self.options.clone(), state);
+        let kept = match checkpoint.write().await {
+            Ok(_) => expiry.run().await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(table = self.location.uri(), error, "a checkpoint could not be written");
+            tracing::warn!(table = self.location.uri(), error, "a checkpoint or an expiry failed");
         }
     }
 

@@ -9,7 +9,7 @@ use super::source_sync::SourceSync;
 use super::table_upkeep::UpkeepPolicy;
 use super::{Controls, DaemonError, RunOptions, dead_letters::DeadLetters, refuse_what_is_not_built};
 use crate::config::{Config, Database};
-use delta_writer::{Lake, PendingBudget, WriterOptions};
+use delta_writer::{Lake, PendingBudget};
 use lake_sql::LakeSession;
 use postgres_connector::SourceConfig;
 use std::collections::BTreeMap;
@@ -111,16 +111,17 @@ impl Supervisor {
         }
         let shutdown = self.controls.shutdown.child_token();
         let state_dir = self.config.state_dir.join(wal_decoder::folder_name(database));
-        let index = WriterOptions::new(state_dir.join("index"));
+        let upkeep = UpkeepPolicy::new(&self.config.lake, self.pending_budget.clone());
+        let letters = upkeep.writer_options(state_dir.join("index"));
         let sync = SourceSync {
-            dead_letters: DeadLetters::new(&self.lake, &self.config.instance, database, index),
+            dead_letters: DeadLetters::new(&self.lake, &self.config.instance, database, letters),
             reader: self.reader.clone(),
             instance: self.config.instance.clone(),
             flush: self.config.flush_policy(database),
             source,
             entries,
             lake: self.lake.clone(),
-            upkeep: UpkeepPolicy::new(&self.config.lake, self.pending_budget.clone()),
+            upkeep,
             state_dir,
             board: self.controls.board.clone(),
             requests: self.controls.requests.clone(),
