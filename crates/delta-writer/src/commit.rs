@@ -136,6 +136,19 @@ impl MirrorTable {
         Ok(Some(flush))
     }
 
+    /// A flush that changes nothing, to be committed for the position it carries.
+    pub(crate) fn write_nothing(&mut self) -> WrittenFlush {
+        let commit_id = Uuid::new_v4();
+        self.phase = Phase::Written(commit_id);
+        WrittenFlush {
+            commit_id,
+            deleted: BTreeMap::new(),
+            sealed: Vec::new(),
+            truncated: false,
+            changes: FileChanges::default(),
+        }
+    }
+
     /// Commits a written flush as the table's next version.
     ///
     /// # Errors

@@ -19,6 +19,7 @@
 //! ```
 
 mod action;
+mod change_row;
 mod checkpoint;
 mod commit;
 mod copy_on_write;
@@ -29,15 +30,19 @@ mod delta_schema;
 mod error;
 mod file_stats;
 mod flush;
+mod history_difference;
+mod history_table;
 mod index_recovery;
 pub mod key_index;
 mod lake;
 mod log;
 mod mirror_table;
 mod multiset;
+mod newest_image;
 mod parquet_source;
 mod partition_value;
 mod pending_rows;
+mod read_back;
 mod rebase;
 mod row_reader;
 mod segment;
@@ -48,9 +53,11 @@ mod unchanged;
 mod vector_cache;
 mod writer_options;
 
+pub use change_row::{HISTORY_COLUMNS, history_schema, loaded_rows};
 pub use checkpoint::Checkpoint;
 pub use commit::{CommitFailure, CommitSpec, Committed, WrittenFlush};
 pub use error::{DeltaError, Result};
+pub use history_difference::{DifferenceWorker, HistoryDifference};
 pub use lake::{Lake, TableLocation, open_lake, probe_put_if_absent};
 pub use mirror_table::MirrorTable;
 pub use table_definition::{TableDefinition, TableKind};

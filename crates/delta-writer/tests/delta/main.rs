@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mirror` | does a table equal its source after any changes, restarts and checkpoints? |
 //! | `multiset` | the same, where rows have no key and may be equal |
+//! | `history` | does a history hold every change, with whole old rows? |
 //! | `column_types` | does every type survive, as data, statistics, key and value read back? |
 //! | `commits` | what do lost answers, second daemons and foreign writers do? |
 //! | `s3` | is it the same over S3? |
@@ -27,6 +28,8 @@ mod column_types;
 mod commits;
 #[cfg(feature = "failpoints")]
 mod crash_points;
+#[cfg(not(feature = "failpoints"))]
+mod history;
 #[cfg(not(feature = "failpoints"))]
 mod mirror;
 #[cfg(not(feature = "failpoints"))]

@@ -15,10 +15,12 @@
 //! A crash leaves data files that nothing refers to; the load starts over with another snapshot.
 
 use super::SyncError;
+use super::load_target::{FinishedWriter, TargetLoad, TargetWriter};
 use super::plan::PlannedTable;
+use super::stream_loop::HistoryBeside;
 use super::table_writer::Shown;
 use crate::status::TableState;
-use delta_writer::{FinishedWorker, MirrorTable, TableDefinition, TableLoad, TableLocation, WriterOptions};
+use delta_writer::{MirrorTable, TableDefinition, TableLocation, WriterOptions};
 use futures::StreamExt;
 use postgres_connector::{
     CtidRange, LeafTable, ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, ctid_ranges,
@@ -54,6 +56,8 @@ pub struct LoadTable {
     pub app_id: String,
     /// Where progress is shown.
     pub shown: Shown,
+    /// The history beside it, with `mode: both`.
+    pub history: Option<HistoryBeside>,
 }
 
 /// A table that is in the lake as of `snapshot`.
@@ -63,6 +67,8 @@ pub struct Loaded {
     pub relation: u32,
     /// The table, ready to take changes.
     pub table: MirrorTable,
+    /// So is the history beside it.
+    pub history: Option<MirrorTable>,
     /// The consistent point: every later transaction is the stream's.
     pub snapshot: Lsn,
 }
@@ -89,9 +95,9 @@ async fn pieces(session: &SnapshotSession, relation: u32) -> Result<VecDeque<Pie
 struct Underway {
     request: LoadTable,
     /// Taken by the commit.
-    load: Mutex<Option<TableLoad>>,
+    load: Mutex<Option<TargetLoad>>,
     pieces: Mutex<VecDeque<Piece>>,
-    arrived: Mutex<Vec<FinishedWorker>>,
+    arrived: Mutex<Vec<FinishedWriter>>,
     rows: AtomicU64,
 }
 
@@ -151,9 +157,7 @@ pub async fn load(
             None => VecDeque::new(),
         };
         let relation = request.planned.relation;
-        let begun =
-            TableLoad::begin(request.location.clone(), request.definition.clone(), request.options.clone());
-        let load = begun.await.map_err(SyncError::from).map_err(LoadFailed::at(relation))?;
+        let load = TargetLoad::begin(&request, position).await.map_err(LoadFailed::at(relation))?;
         underway.push(Underway {
             request,
             load: Mutex::new(Some(load)),
@@ -200,7 +204,7 @@ async fn share(
     everyone: usize,
     position: Lsn,
 ) -> Result<Option<Loaded>, SyncError> {
-    let begun = table.load.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(TableLoad::worker);
+    let begun = table.load.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(TargetLoad::worker);
     // Only the last to arrive takes it, and this session has not arrived yet.
     let Some(mut worker) = begun else { return Ok(None) };
     loop {
@@ -220,16 +224,16 @@ async fn share(
     };
     let rows = table.rows.load(Ordering::Relaxed);
     let spec = super::commit_info::of_load(&table.request.app_id, position, rows);
-    let mirror = load.commit(finished, &spec).await?;
+    let (mirror, history) = load.commit(finished, &spec).await?;
     tracing::info!(table = %table.request.planned.name, rows, version = mirror.version(), "load is in the lake");
-    Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, snapshot: position }))
+    Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, history, snapshot: position }))
 }
 
 async fn copy(
     session: &SnapshotSession,
     table: &Underway,
     piece: &Piece,
-    worker: &mut delta_writer::LoadWorker,
+    worker: &mut TargetWriter,
 ) -> Result<(), SyncError> {
     let planned = &table.request.planned;
     let mut decoder = CopyDecoder::new(planned.schema.clone(), planned.builder.clone());
@@ -248,7 +252,7 @@ async fn copy(
 async fn hand_over(
     decoder: &mut CopyDecoder,
     table: &Underway,
-    worker: &mut delta_writer::LoadWorker,
+    worker: &mut TargetWriter,
 ) -> Result<(), SyncError> {
     super::dead_letters::report(&table.request.planned, decoder.take_dead_letters());
     let batch = decoder.take_batch();

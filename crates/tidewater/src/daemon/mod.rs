@@ -6,10 +6,12 @@
 //!                                                   └──▶ first loads
 //! ```
 
+mod batch;
 mod commit_info;
 mod dead_letters;
 mod error;
 mod first_load;
+mod load_target;
 mod plan;
 mod private_postgres;
 mod router;
@@ -21,7 +23,7 @@ mod table_writer;
 
 pub use error::{DaemonError, SyncError, error_chain};
 
-use crate::config::{Config, Durability, Mode, Mount, SchemaChanges};
+use crate::config::{Config, Durability, Mount, SchemaChanges};
 use crate::status::StatusBoard;
 use postgres_connector::SourceConfig;
 use source_sync::SourceSync;
@@ -138,9 +140,6 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
         }
     }
     for entry in &config.to_lake {
-        if entry.mode != Mode::Mirror {
-            return not_built("`mode: history` (or `both`)");
-        }
         if entry.schema_changes != SchemaChanges::Rewrite {
             return not_built("`schema_changes: column_mapping`");
         }

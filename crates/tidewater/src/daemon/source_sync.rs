@@ -11,16 +11,16 @@
 //! When a connection breaks, all of it is dropped and done again.
 
 use super::error::{error_chain, halts_table};
-use super::plan::{PlannedTable, origin_properties, plan_tables, selection};
+use super::plan::{PlannedTable, history_name, plan_tables, selection};
 use super::router::Router;
-use super::stream_loop::{LiveTable, StreamLoop, Target};
+use super::stream_loop::{HistoryBeside, LiveTable, StreamLoop, Target};
 use super::sync_state::{Discontinuity, SyncState};
-use super::table_writer::{Shown, TableWriter};
+use super::table_writer::Shown;
 use super::{RunOptions, SyncError};
-use crate::config::{FlushPolicy, ToLake};
+use crate::config::{FlushPolicy, Mode, ToLake};
 use crate::status::StatusBoard;
 use crate::telemetry;
-use delta_writer::{Lake, MirrorTable, TableDefinition, WriterOptions};
+use delta_writer::{Lake, MirrorTable, TableDefinition, TableLocation, WriterOptions};
 use globset::GlobSet;
 use postgres_connector::{
     Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, SourceTable, StreamOptions,
@@ -351,15 +351,24 @@ impl SourceSync {
             }
             Err(error) => return Err(error.into()),
         };
-        let existing_id = found
-            .as_ref()
-            .and_then(|table| table.definition().configuration.get("tidewater.table_id").cloned());
-        if found.is_some() && existing_id.is_none() {
-            return Err(SyncError::ForeignTable { table: planned.name, location: location.uri().to_owned() });
-        }
-        let table_id = existing_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let table_id = table_id(found.as_ref(), &planned.name, &location)?;
         let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
-        let definition = definition(&planned, &table_id);
+        let (history, beside) = match self.open_history(&planned, incarnation).await {
+            Ok(Some((table, beside))) => (table, Some(beside)),
+            Ok(None) => (None, None),
+            Err(SyncError::Lake(error)) if halts_table(&error) => {
+                let reason = error_chain(&error);
+                tracing::error!(table = %planned.name, %reason, "history is halted, and its table with it");
+                shown.show_halted(&reason);
+                opened.router.halt(planned.relation);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if planned.mode != Mode::Mirror {
+            opened.router.keep_origins(planned.relation);
+        }
+        let definition = planned.definition(&table_id);
 
         let mut entry = LiveTable {
             planned,
@@ -368,6 +377,7 @@ impl SourceSync {
             table_id,
             app_id,
             shown,
+            history: beside,
             writer: None,
             loading: false,
             clear_at_commit: false,
@@ -382,19 +392,22 @@ impl SourceSync {
         }
         let continues = found
             .filter(|table| discontinuity.is_none() && same_shape(table.definition(), &entry.definition));
-        let position = continues.as_ref().and_then(|table| table.txn(&entry.app_id));
-        match (continues, position) {
-            (Some(table), Some(position)) => {
-                let from = Lsn(position.unsigned_abs());
-                opened.first_cut = opened.first_cut.max(from);
+        let position = continues.as_ref().and_then(|table| position_of(table, &entry.app_id));
+        let of_history = match &entry.history {
+            Some(beside) => history.as_ref().and_then(|table| position_of(table, &beside.app_id)),
+            None => position,
+        };
+        match (continues, position.zip(of_history)) {
+            (Some(table), Some((position, of_history))) => {
+                let from = position.min(of_history);
+                opened.first_cut = opened.first_cut.max(position).max(of_history);
                 opened.router.go_live(
                     entry.planned.relation,
                     entry.planned.schema.clone(),
                     entry.planned.builder.clone(),
                     from,
                 );
-                entry.show_live(&table, from);
-                entry.writer = Some(TableWriter::spawn(table, &opened.tasks));
+                entry.follow(table, history, [position, of_history], &opened.tasks);
             }
             _ => {
                 entry.loading = true;
@@ -403,6 +416,26 @@ impl SourceSync {
         }
         opened.tables.insert(entry.planned.relation, entry);
         Ok(())
+    }
+
+    /// The history beside a mirror, with `mode: both`: where it is, and the table if it can go on.
+    async fn open_history(
+        &self,
+        planned: &PlannedTable,
+        incarnation: &str,
+    ) -> Result<Option<(Option<MirrorTable>, HistoryBeside)>, SyncError> {
+        let Some(folder) = &planned.history_folder else { return Ok(None) };
+        let location = self.lake.table(&folder.each_ref().map(String::as_str));
+        let name = history_name(&planned.name);
+        let shown = Shown { board: self.board.clone(), database: self.database.clone(), table: name.clone() };
+        self.board.update(&self.database, &name, |status| status.location = location.uri().to_owned());
+        let found = MirrorTable::open(location.clone(), self.writer_options()).await?;
+        let table_id = table_id(found.as_ref(), &name, &location)?;
+        let definition = planned.history_definition(&table_id);
+        let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
+        let resync = self.board.take_resync(&self.database, &name);
+        let continues = found.filter(|table| !resync && same_shape(table.definition(), &definition));
+        Ok(Some((continues, HistoryBeside { location, definition, app_id, shown })))
     }
 
     /// How a table's files are written.
@@ -446,6 +479,19 @@ pub struct OpenedTables {
     pub first_cut: Lsn,
 }
 
+/// The id that a table of the lake was given when it was made, a new one if it is not there yet.
+fn table_id(found: Option<&MirrorTable>, name: &str, location: &TableLocation) -> Result<String, SyncError> {
+    let Some(found) = found else { return Ok(uuid::Uuid::new_v4().to_string()) };
+    found.definition().configuration.get("tidewater.table_id").cloned().ok_or_else(|| {
+        SyncError::ForeignTable { table: name.to_owned(), location: location.uri().to_owned() }
+    })
+}
+
+/// Up to where a table holds every change.
+fn position_of(table: &MirrorTable, app_id: &str) -> Option<Lsn> {
+    table.txn(app_id).map(|position| Lsn(position.unsigned_abs()))
+}
+
 /// Whether changes of `wanted` fit the table as it stands.
 fn same_shape(table: &TableDefinition, wanted: &TableDefinition) -> bool {
     let columns = |definition: &TableDefinition| -> Vec<_> {
@@ -457,16 +503,4 @@ fn same_shape(table: &TableDefinition, wanted: &TableDefinition) -> bool {
         && table.key == wanted.key
         && table.partition_by == wanted.partition_by
         && table.deletion_vectors == wanted.deletion_vectors
-}
-
-/// A table's shape in the lake.
-fn definition(planned: &PlannedTable, table_id: &str) -> TableDefinition {
-    TableDefinition {
-        schema: planned.schema.arrow_schema(),
-        kind: planned.kind,
-        key: planned.schema.key.clone(),
-        partition_by: planned.partition_by.clone(),
-        configuration: origin_properties(planned, table_id),
-        deletion_vectors: planned.deletion_vectors,
-    }
 }

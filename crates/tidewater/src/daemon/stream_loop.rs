@@ -13,6 +13,7 @@
 
 mod loading;
 
+use super::batch::Batch;
 use super::first_load::{LoadFailed, LoadTable, Loaded};
 use super::plan::PlannedTable;
 use super::router::{CommitPoint, Router, Step, Stop, TransactionReplay};
@@ -34,7 +35,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
-use wal_decoder::{Lsn, RowChanges};
+use wal_decoder::Lsn;
 
 /// Messages taken in one go before everything else gets its turn.
 const MESSAGES_AT_ONCE: usize = 512;
@@ -71,12 +72,27 @@ pub struct LiveTable {
     pub app_id: String,
     /// Where its state is shown.
     pub shown: Shown,
+    /// The history beside it, with `mode: both`.
+    pub history: Option<HistoryBeside>,
     /// Its task, once it is live.
     pub writer: Option<TableWriter>,
     /// Its load is under way or waiting.
     pub loading: bool,
     /// It is caught up once the next cut is committed, and leaves `sync_state.json` then.
     pub clear_at_commit: bool,
+}
+
+/// The second table of the lake that a source table has with `mode: both`.
+#[derive(Debug, Clone)]
+pub struct HistoryBeside {
+    /// Where it is.
+    pub location: TableLocation,
+    /// Its shape.
+    pub definition: TableDefinition,
+    /// The application id of its `txn` entries.
+    pub app_id: String,
+    /// Where its state is shown.
+    pub shown: Shown,
 }
 
 impl LiveTable {
@@ -89,7 +105,27 @@ impl LiveTable {
             options,
             app_id: self.app_id.clone(),
             shown: self.shown.clone(),
+            history: self.history.clone(),
         }
+    }
+
+    /// Starts the task of its table in the lake, and of its history. `from` is what each has already.
+    pub fn follow(
+        &mut self,
+        table: MirrorTable,
+        history: Option<MirrorTable>,
+        from: [Lsn; 2],
+        tasks: &TaskTracker,
+    ) {
+        let [own, of_history] = from;
+        self.show_live(&table, own);
+        let mut writer = TableWriter::spawn(table, own, tasks);
+        if let Some((beside, table)) = self.history.as_ref().zip(history) {
+            beside.shown.show_live(&table, self.streaming_state(), of_history);
+            let history = TableWriter::spawn(table, of_history, tasks);
+            writer = writer.with_history(history, beside.app_id.clone(), beside.shown.clone());
+        }
+        self.writer = Some(writer);
     }
 
     /// What it does while it follows the stream.
@@ -98,15 +134,8 @@ impl LiveTable {
     }
 
     /// Shows it as following the stream.
-    pub fn show_live(&self, table: &MirrorTable, position: Lsn) {
-        let (version, rows, state) = (table.version(), table.stats().rows, self.streaming_state());
-        self.shown.board.update(&self.shown.database, &self.shown.table, |status| {
-            status.state = state;
-            status.position = Some(position);
-            status.version = Some(version);
-            status.rows = Some(rows);
-            status.error = None;
-        });
+    fn show_live(&self, table: &MirrorTable, position: Lsn) {
+        self.shown.show_live(table, self.streaming_state(), position);
     }
 }
 
@@ -305,7 +334,7 @@ impl StreamLoop {
         Ok(())
     }
 
-    async fn apply(&mut self, relation: u32, changes: RowChanges) -> Result<(), SyncError> {
+    async fn apply(&mut self, relation: u32, changes: Batch) -> Result<(), SyncError> {
         if let Some(table) = self.tables.get(&relation) {
             dead_letters::report(&table.planned, self.router.take_dead_letters(relation));
             if let Some(writer) = &table.writer
@@ -369,7 +398,7 @@ impl StreamLoop {
             let spec =
                 commit_info::of_stream(&table.app_id, self.confirmed, point.end_lsn, point.commit_time);
             let answer = writer.commit(spec).await?;
-            flight.answers.push(Box::pin(async move { (relation, answer.await.ok()) }));
+            flight.answers.push(Box::pin(async move { (relation, answer.await) }));
         }
         for (relation, table) in &mut self.tables {
             if std::mem::take(&mut table.clear_at_commit) {
@@ -519,9 +548,10 @@ impl StreamLoop {
         let idle = oldest_commit.is_none() && self.flight.is_none();
         let lag_bytes = if idle { 0 } else { self.source_end.bytes_since(self.confirmed) };
         let lag_seconds = oldest_commit.map_or(0.0, seconds_since);
-        for table in self.tables.values() {
-            let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
-            table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
+        let histories = self.tables.values().filter_map(|table| Some(&table.history.as_ref()?.shown));
+        for shown in self.tables.values().map(|table| &table.shown).chain(histories) {
+            let labels = [("database", shown.database.clone()), ("table", shown.table.clone())];
+            shown.board.update(&shown.database, &shown.table, |status| {
                 if matches!(status.state, TableState::Streaming | TableState::InsertsOnly) {
                     status.position = status.position.max(Some(self.confirmed));
                     status.lag_bytes = Some(lag_bytes);

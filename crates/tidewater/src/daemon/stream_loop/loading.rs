@@ -8,7 +8,6 @@ use crate::daemon::SyncError;
 use crate::daemon::error::error_chain;
 use crate::daemon::first_load::{self, LoadFailed, Loaded};
 use crate::daemon::router::Step;
-use crate::daemon::table_writer::TableWriter;
 use crate::status::TableState;
 use bytes::Bytes;
 use std::time::Instant;
@@ -22,9 +21,12 @@ impl StreamLoop {
         for relation in std::mem::take(&mut self.to_load) {
             if let Some(table) = self.tables.get(&relation) {
                 let estimated = table.planned.source.estimated_rows;
-                table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
-                    status.state = TableState::Loading { rows_done: 0, rows_estimated: Some(estimated) };
-                });
+                let of_history = table.history.as_ref().map(|beside| &beside.shown);
+                for shown in std::iter::once(&table.shown).chain(of_history) {
+                    shown.board.update(&shown.database, &shown.table, |status| {
+                        status.state = TableState::Loading { rows_done: 0, rows_estimated: Some(estimated) };
+                    });
+                }
                 requests.push(table.load_request(self.sync.writer_options()));
             }
         }
@@ -38,8 +40,7 @@ impl StreamLoop {
     pub(super) async fn join_stream(&mut self, loaded: Loaded) -> Result<(), SyncError> {
         let Some(table) = self.tables.get_mut(&loaded.relation) else { return Ok(()) };
         let Some(spool) = self.router.take_spool(loaded.relation) else { return Ok(()) };
-        table.show_live(&loaded.table, loaded.snapshot);
-        table.writer = Some(TableWriter::spawn(loaded.table, &self.tasks));
+        table.follow(loaded.table, loaded.history, [loaded.snapshot; 2], &self.tasks);
         table.loading = false;
         table.clear_at_commit = true;
         let (schema, options) = (table.planned.schema.clone(), table.planned.builder.clone());
