@@ -75,6 +75,11 @@ impl HistoryDifference {
                 .iter()
                 .map(|field| (field.name(), field.data_type())));
         if !same || table.txns().any(|(_, version)| version > position) {
+            tracing::warn!(
+                table = table.location().uri(),
+                version = table.version(),
+                "this history cannot be compared with its source and begins anew; VERSION AS OF has what it held"
+            );
             return Ok(None);
         }
         let underway = Arc::new(Mutex::new(Underway { table, position, met: HashMap::new() }));
