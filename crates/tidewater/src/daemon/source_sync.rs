@@ -174,7 +174,12 @@ impl SourceSync {
         } else {
             Target::Shutdown
         };
-        let opened = self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
+        let slots = postgres_connector::list_slots(&client, &self.instance, &self.database).await?;
+        let begins =
+            slots.iter().find(|found| found.name == slot).and_then(|found| found.confirmed_flush_lsn);
+        let incarnation = (system_identifier.as_str(), generation);
+        let confirmed = begins.unwrap_or(Lsn(u64::MAX));
+        let opened = self.open_tables(tasks, &mut state, planned, incarnation, confirmed).await?;
         self.board.update_source(&self.database, |source| {
             source.connected = true;
             source.error = None;
@@ -299,8 +304,8 @@ impl SourceSync {
         tasks: &TaskTracker,
         state: &mut SyncState,
         planned: Vec<PlannedTable>,
-        system_identifier: &str,
-        generation: u32,
+        (system_identifier, generation): (&str, u32),
+        confirmed: Lsn,
     ) -> Result<OpenedTables, SyncError> {
         state.begin_incarnation(system_identifier, generation).await?;
         let incarnation = format!("{system_identifier}-{generation}");
@@ -311,12 +316,13 @@ impl SourceSync {
             to_load: Vec::new(),
             tasks: tasks.clone(),
             first_cut: Lsn::ZERO,
+            confirmed,
+            marks: Vec::new(),
         };
         for table in planned {
             self.open_table(state, table, &incarnation, &mut opened).await?;
         }
-        let loading = opened.to_load.iter().filter_map(|relation| opened.tables.get(relation));
-        state.enter(loading.map(|table| (table.table_id.clone(), Discontinuity::Loading)).collect()).await?;
+        state.enter(std::mem::take(&mut opened.marks)).await?;
         for relation in &opened.to_load {
             opened.router.start_loading(*relation)?;
         }
@@ -382,7 +388,7 @@ impl SourceSync {
             loading: false,
             clear_at_commit: false,
         };
-        let asked_for = Discontinuity::Loading;
+        let asked_for = Discontinuity::Stale;
         let discontinuity = if resync { Some(&asked_for) } else { state.discontinuity(&entry.table_id) };
         if let Some(Discontinuity::Halted { reason }) = discontinuity {
             entry.shown.show_halted(reason);
@@ -390,14 +396,20 @@ impl SourceSync {
             opened.tables.insert(entry.planned.relation, entry);
             return Ok(());
         }
-        let continues = found
-            .filter(|table| discontinuity.is_none() && same_shape(table.definition(), &entry.definition));
+        let continues = found.filter(|table| same_shape(table.definition(), &entry.definition));
         let position = continues.as_ref().and_then(|table| position_of(table, &entry.app_id));
         let of_history = match &entry.history {
             Some(beside) => history.as_ref().and_then(|table| position_of(table, &beside.app_id)),
             None => position,
         };
-        match (continues, position.zip(of_history)) {
+        // A load whose join was interrupted is whole if the slot still has everything after it.
+        let follows = |(own, of_history): &(Lsn, Lsn)| match discontinuity {
+            None => true,
+            Some(Discontinuity::Loading) => opened.confirmed <= *own.min(of_history),
+            Some(_) => false,
+        };
+        let is_stale = discontinuity == Some(&Discontinuity::Stale);
+        match (continues, position.zip(of_history).filter(follows)) {
             (Some(table), Some((position, of_history))) => {
                 let from = position.min(of_history);
                 opened.first_cut = opened.first_cut.max(position).max(of_history);
@@ -407,11 +419,14 @@ impl SourceSync {
                     entry.planned.builder.clone(),
                     from,
                 );
+                entry.clear_at_commit = discontinuity.is_some();
                 entry.follow(table, history, [position, of_history], &opened.tasks);
             }
             _ => {
                 entry.loading = true;
                 opened.to_load.push(entry.planned.relation);
+                let mark = if is_stale { Discontinuity::Stale } else { Discontinuity::Loading };
+                opened.marks.push((entry.table_id.clone(), mark));
             }
         }
         opened.tables.insert(entry.planned.relation, entry);
@@ -477,6 +492,10 @@ pub struct OpenedTables {
     pub tasks: TaskTracker,
     /// The first cut lies at or above every table's position.
     pub first_cut: Lsn,
+    /// Where the slot begins: what was committed later is sent.
+    confirmed: Lsn,
+    /// What `sync_state.json` is to say of those that have to be loaded.
+    marks: Vec<(String, Discontinuity)>,
 }
 
 /// The id that a table of the lake was given when it was made, a new one if it is not there yet.

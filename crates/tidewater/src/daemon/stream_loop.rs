@@ -193,6 +193,7 @@ impl StreamLoop {
         opened: OpenedTables,
         target: Target,
     ) -> StreamLoop {
+        let clearing = opened.tables.values().any(|table| table.clear_at_commit);
         StreamLoop {
             load_slot: format!("{}_load", slot.chars().take(58).collect::<String>()),
             router: opened.router,
@@ -209,7 +210,8 @@ impl StreamLoop {
             loads: JoinSet::new(),
             loaded: mpsc::channel(1),
             flight: None,
-            waiting_since: None,
+            // A table that was being loaded leaves `sync_state.json` with the first cut.
+            waiting_since: clearing.then(Instant::now),
             oldest_commit: None,
             last_commit: CommitPoint { end_lsn: Lsn::ZERO, commit_time: 0 },
             source_end: Lsn::ZERO,
@@ -492,7 +494,7 @@ impl StreamLoop {
                 // Everything is planned anew from the catalog; named as discontinuous, the table is
                 // loaded in its new shape, and replaced in one commit.
                 let Some(table) = self.tables.get(&relation) else { return Ok(()) };
-                self.state.enter(vec![(table.table_id.clone(), Discontinuity::Loading)]).await?;
+                self.state.enter(vec![(table.table_id.clone(), Discontinuity::Stale)]).await?;
                 Err(SyncError::ShapeChanged { table: table.planned.name.clone(), source: error })
             }
         }

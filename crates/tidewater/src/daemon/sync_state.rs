@@ -27,6 +27,8 @@ const SIZE_LIMIT: u64 = 16 << 20;
 pub enum Discontinuity {
     /// Its load, or the changes made while it ran, are not all committed yet.
     Loading,
+    /// Its rows cannot be gone on from, however far they are: its shape changed, or its owner wants it loaded.
+    Stale,
     /// An error stopped it; it is loaded anew when its owner asks for it.
     Halted {
         /// What happened, for `status` after a restart.

@@ -47,6 +47,8 @@ impl StreamLoop {
         tracing::info!(table = %table.planned.name, changes = spool.messages(), "joining the stream");
         self.router.go_live(loaded.relation, schema, options, loaded.snapshot);
         self.first_cut = self.first_cut.max(loaded.snapshot);
+        // Whatever was confirmed was received: a cut may be there, also when nothing was committed since.
+        self.last_commit.end_lsn = self.last_commit.end_lsn.max(self.confirmed);
 
         let mut reader = spool.into_reader().map_err(SyncError::Spool)?;
         let mut message = Vec::new();
