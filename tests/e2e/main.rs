@@ -1,6 +1,6 @@
 //! End to end, as one binary: the tests share what is slow to start.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "the whole binary is tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "the whole binary is tests")]
 
 mod consistent_points;
 mod crashes;
@@ -8,6 +8,7 @@ mod dead_letters;
 mod first_load;
 mod found_by_the_oracle;
 mod harness;
+mod history;
 mod keyless;
 mod living_with_it;
 mod mending;

@@ -116,6 +116,17 @@ impl Reader {
         rows_of(&answer)
     }
 
+    /// The rows of a SELECT in the engine's own SQL, in which the table is called `t`. Spark and DuckDB only.
+    pub async fn query(
+        &mut self,
+        engine: Engine,
+        table: &LakeTable,
+        query: &str,
+    ) -> Vec<Vec<Option<String>>> {
+        let request = json!({"engine": engine.name(), "op": "query", "path": table.path, "query": query});
+        rows_of(&self.ask(request).await)
+    }
+
     /// Row count and a checksum that does not depend on the order of rows.
     pub async fn checksum(&mut self, engine: Engine, table: &LakeTable) -> (u64, String) {
         checksum_of(&self.ask_lake(engine, "checksum", table).await)

@@ -167,7 +167,7 @@ impl DataFileWriter {
 fn is_mostly_distinct(field: &Field, definition: &TableDefinition) -> bool {
     let names_rows =
         |&at: &usize| definition.schema.fields().get(at).is_some_and(|key| key.name() == field.name());
-    let is_key = definition.kind == TableKind::Mirror && definition.key.iter().any(names_rows);
+    let is_key = definition.kind != TableKind::Multiset && definition.key.iter().any(names_rows);
     is_key || field.data_type().is_floating() || matches!(field.data_type(), DataType::Timestamp(..))
 }
 

@@ -8,6 +8,7 @@
 //! * timestamps widen to whole milliseconds, the precision some readers cut them to;
 //! * years that four digits cannot write, booleans, binary and nested columns have none.
 
+use crate::change_row::HISTORY_COLUMNS;
 use crate::error::{DeltaError, Result};
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::{max, max_string, min, min_string};
@@ -85,8 +86,12 @@ pub(crate) fn collect(
         max_values: BTreeMap::new(),
         null_count: BTreeMap::new(),
     };
-    let columns = schema.fields().iter().zip(&counts.nulls).zip(&counts.has_nan).take(INDEXED_COLUMNS);
-    for ((field, &nulls), &has_nan) in columns {
+    let columns = schema.fields().iter().zip(&counts.nulls).zip(&counts.has_nan);
+    for (at, ((field, &nulls), &has_nan)) in columns.enumerate() {
+        // What a history is read by stands behind all other columns.
+        if at >= INDEXED_COLUMNS && !HISTORY_COLUMNS.contains(&field.name().as_str()) {
+            continue;
+        }
         stats.null_count.insert(field.name().clone(), raw(&nulls)?);
         if has_nan || !has_bounds(field.data_type()) {
             continue;
@@ -98,6 +103,13 @@ pub(crate) fn collect(
         }
     }
     text(&stats)
+}
+
+/// The bounds of an integer column in a file's statistics.
+pub(crate) fn bounds_of_integers(stats: &str, column: &str) -> Option<(i64, i64)> {
+    let stats: Stats = serde_json::from_str(stats).ok()?;
+    let bound = |values: &BTreeMap<String, Box<RawValue>>| values.get(column)?.get().parse().ok();
+    Some((bound(&stats.min_values)?, bound(&stats.max_values)?))
 }
 
 /// The same statistics for a file that gets a deletion vector: still true, no longer exact.

@@ -165,7 +165,11 @@ impl MirrorTable {
     pub async fn apply(&mut self, changes: RowChanges) -> Result<()> {
         self.expect_collecting()?;
         segment::check(self.location.uri(), &self.definition, &changes)?;
-        for part in segment::split(&changes) {
+        let limit = match changes.unchanged.is_empty() {
+            true => segment::SEGMENT_OPS,
+            false => segment::SEGMENT_OPS_WITH_UNCHANGED,
+        };
+        for part in segment::split(&changes, limit) {
             if part.ops.first() == Some(&Op::Truncate) {
                 self.flush.truncate();
                 if let Some(index) = &mut self.index {
@@ -174,14 +178,20 @@ impl MirrorTable {
                 continue;
             }
             self.apply_segment(part).await?;
-            if self.flush.is_over_its_share() {
-                // An open file holds its last rows in memory, so it ends here: a compaction joins it with others.
-                self.seal_pending().await?;
-                self.flush.sink.close().await?;
-                self.flush.is_over_its_share();
-            } else if self.flush.pending.bytes() > self.options.pending_bytes {
-                self.seal_pending().await?;
-            }
+            self.keep_within_bounds().await?;
+        }
+        Ok(())
+    }
+
+    /// Moves rows to files when more are held than this flush may hold.
+    pub(crate) async fn keep_within_bounds(&mut self) -> Result<()> {
+        if self.flush.is_over_its_share() {
+            // An open file holds its last rows in memory, so it ends here: a compaction joins it with others.
+            self.seal_pending().await?;
+            self.flush.sink.close().await?;
+            self.flush.is_over_its_share();
+        } else if self.flush.pending.bytes() > self.options.pending_bytes {
+            self.seal_pending().await?;
         }
         Ok(())
     }
@@ -230,7 +240,7 @@ impl MirrorTable {
         Ok(())
     }
 
-    fn hash_keys(&mut self, part: &RowChanges) -> Result<(Vec<KeyHash>, Vec<KeyHash>)> {
+    pub(crate) fn hash_keys(&mut self, part: &RowChanges) -> Result<(Vec<KeyHash>, Vec<KeyHash>)> {
         let Some(index) = &self.index else { return Ok((Vec::new(), Vec::new())) };
         let hasher = index.hasher();
         let columns: Vec<_> =
@@ -299,7 +309,7 @@ impl MirrorTable {
         }
     }
 
-    fn missing_row(&self, op: Op, part: &RowChanges, row: usize, old: usize) -> DeltaError {
+    pub(crate) fn missing_row(&self, op: Op, part: &RowChanges, row: usize, old: usize) -> DeltaError {
         let (operation, key) = match op {
             Op::Update => ("update", key_text(&part.rows, &self.definition.key, row)),
             Op::UpdateKey => ("key update", key_text(&part.old_keys, &all_columns(&part.old_keys), old)),
@@ -310,7 +320,7 @@ impl MirrorTable {
 }
 
 /// The keys of the rows that operations take away, in their order.
-fn wanted_keys(ops: &[Op], row_keys: &[KeyHash], old_keys: &[KeyHash]) -> Vec<KeyHash> {
+pub(crate) fn wanted_keys(ops: &[Op], row_keys: &[KeyHash], old_keys: &[KeyHash]) -> Vec<KeyHash> {
     let (mut rows, mut olds) = (row_keys.iter(), old_keys.iter());
     let wanted = ops.iter().filter_map(|op| match op {
         Op::Insert => {

@@ -3,7 +3,8 @@
 //! The index is soft state. What is found on disk is at the table's version, behind it (a crash came
 //! between the commit and the index's own commit), or of no use. Behind, only the files that came
 //! since are read, and only their key columns; rows that are deleted by now are left out, so that every
-//! key has one entry and the order of files does not matter.
+//! key has one entry and the order of files does not matter. Of a history, whose rows all stay, the newest
+//! of each key counts: see [`crate::newest_image`].
 
 use crate::action::Add;
 use crate::deletion_vector::DeletionVector;
@@ -11,8 +12,9 @@ use crate::error::{DeltaError, Result};
 use crate::key_index::{FileId, KeyHash, KeyIndex, RowAddress};
 use crate::lake::TableLocation;
 use crate::log::LoadedLog;
+use crate::newest_image;
 use crate::row_reader::RowReader;
-use crate::table_definition::TableDefinition;
+use crate::table_definition::{TableDefinition, TableKind};
 use crate::vector_cache::VectorCache;
 use crate::writer_options::WriterOptions;
 use std::path::PathBuf;
@@ -41,12 +43,17 @@ pub(crate) async fn open(
     let dir = index_dir(options, &state.metadata.id);
     let failed = |source| DeltaError::index(location.uri())(source);
     let places = definition.kind.places();
+    let is_history = definition.kind == TableKind::History;
     let found = KeyIndex::open(&dir).map_err(failed)?.map(|index| index.with_places(places));
     let behind = found.and_then(|index| Some((index.version()?, index)));
     let (since, mut index) = match behind {
         Some((version, index)) if version == state.version => return Ok(index),
         // Files of a checkpoint carry its version at best, so an older index cannot tell which are new to it.
-        Some((version, index)) if version < state.version && Some(version) >= loaded.checkpoint => {
+        Some((version, index))
+            if version < state.version
+                && Some(version) >= loaded.checkpoint
+                && (!is_history || newest_image::only_younger_rows_came(loaded, version)) =>
+        {
             (Some(version), index)
         }
         unusable => {
@@ -65,6 +72,11 @@ pub(crate) async fn open(
         table = location.uri(), version = state.version, from = ?since, files = files.len(),
         "bringing the key index to the table's version"
     );
+    if is_history {
+        newest_image::stage(location, options, definition, &files, &mut index).await?;
+        index.commit(state.version).map_err(failed)?;
+        return Ok(index);
+    }
     let mut run = index.run_builder();
     for add in files {
         let file = index.file_id(&add.path);

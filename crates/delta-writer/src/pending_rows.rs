@@ -106,6 +106,22 @@ impl PendingRows {
         self.mark(at, true);
     }
 
+    /// Adds rows that all stay; each is its key's newest from then on.
+    pub fn append(&mut self, keys: Vec<KeyHash>, rows: RecordBatch) {
+        let batch = self.batches.len();
+        for (row, key) in keys.iter().enumerate() {
+            self.by_key.insert(*key, PendingRow { batch, row });
+        }
+        self.bytes += bytes_of(&rows);
+        let alive = vec![true; rows.num_rows()];
+        self.batches.push(PendingBatch { rows: Some(rows), keys, alive });
+    }
+
+    /// The newest row of a key.
+    pub fn newest(&self, key: KeyHash) -> Option<PendingRow> {
+        self.by_key.get(&key).copied()
+    }
+
     /// Takes the live row of a key out; of several equal ones, the youngest.
     pub fn remove(&mut self, key: KeyHash) -> Option<PendingRow> {
         let at = self.by_key.remove(&key)?;

@@ -42,6 +42,10 @@ pub(crate) async fn follow(
     if (touched || flush.truncated) && !table.definition.deletion_vectors {
         return Err(unexpected(table, "the files rewritten by this flush were rewritten by somebody else"));
     }
+    if table.definition.kind == TableKind::History && table.index.is_some() {
+        // Which of a key's rows is the newest shows only when all are looked at again, as opening does.
+        return Err(unexpected(table, "rows of the history were moved; its key index is made anew"));
+    }
     let Some(mut index) = table.index.take() else {
         table.state.advance(theirs)?;
         return table.assemble(flush, &[]).await;
@@ -111,7 +115,9 @@ async fn find_again(
     lost: &[KeyHash],
 ) -> Result<()> {
     let places = match table.definition.kind {
-        TableKind::Mirror => index.lookup(lost).map_err(DeltaError::index(table.location.uri()))?,
+        TableKind::Mirror | TableKind::History => {
+            index.lookup(lost).map_err(DeltaError::index(table.location.uri()))?
+        }
         TableKind::Multiset => choose_equal(table, index, flush, lost).await?,
     };
     let mut moved: BTreeMap<FileId, Vec<RowAddress>> = BTreeMap::new();

@@ -4,19 +4,20 @@
 //! short where values have to be read back: each may be as large as a Postgres field can be.
 
 use crate::error::{DeltaError, Result};
-use crate::table_definition::TableDefinition;
+use crate::table_definition::{TableDefinition, TableKind};
 use arrow::datatypes::Schema;
 use wal_decoder::{Op, RowChanges, UnchangedValue};
 
 /// Operations of a piece: large enough that looking keys up in bulk pays.
-const SEGMENT_OPS: usize = 16_384;
+pub(crate) const SEGMENT_OPS: usize = 16_384;
 /// The same where values are read back.
-const SEGMENT_OPS_WITH_UNCHANGED: usize = 256;
+pub(crate) const SEGMENT_OPS_WITH_UNCHANGED: usize = 256;
 
 /// Refuses changes that do not fit the table or contradict themselves.
 pub(crate) fn check(table: &str, definition: &TableDefinition, changes: &RowChanges) -> Result<()> {
     let bad = |reason: String| Err(DeltaError::BadChanges { table: table.to_owned(), reason });
-    if !same_columns(&changes.rows.schema(), &definition.schema) {
+    let source = definition.source_schema()?;
+    if !same_columns(&changes.rows.schema(), &source) {
         return bad(format!("rows have the columns {}", columns_of(&changes.rows.schema())));
     }
     let takes = |ops: &[Op], kinds: &[Op]| ops.iter().filter(|op| kinds.contains(op)).count();
@@ -30,21 +31,25 @@ pub(crate) fn check(table: &str, definition: &TableDefinition, changes: &RowChan
         ));
     }
     let finds = takes(&changes.ops, &[Op::Update, Op::UpdateKey, Op::Delete]);
-    if finds > 0 && !definition.has_key() {
+    // A history needs no key where the source sends whole old rows.
+    let sends_old_rows = definition.kind == TableKind::History && !definition.has_key();
+    if finds > 0 && !definition.has_key() && !sends_old_rows {
         return bad("updates and deletes need a key, and the table has none".to_owned());
     }
     if old_keys > 0 {
-        let key = definition
-            .schema
-            .project(&definition.key)
-            .map_err(DeltaError::arrow("choose the key's columns"))?;
+        let key = match sends_old_rows {
+            true => Schema::clone(&source),
+            false => {
+                source.project(&definition.key).map_err(DeltaError::arrow("choose the key's columns"))?
+            }
+        };
         if !same_columns(&changes.old_keys.schema(), &key) {
             return bad(format!("old keys have the columns {}", columns_of(&changes.old_keys.schema())));
         }
     }
     for value in &changes.unchanged {
         let column = value.column as usize;
-        if value.row as usize >= rows || column >= definition.schema.fields().len() {
+        if value.row as usize >= rows || column >= source.fields().len() {
             return bad(format!("no value at row {}, column {column} to read back", value.row));
         }
         if definition.key.contains(&column) {
@@ -69,9 +74,8 @@ fn columns_of(schema: &Schema) -> String {
     columns.join(", ")
 }
 
-/// Cuts checked changes into pieces.
-pub(crate) fn split(changes: &RowChanges) -> impl Iterator<Item = RowChanges> + '_ {
-    let limit = if changes.unchanged.is_empty() { SEGMENT_OPS } else { SEGMENT_OPS_WITH_UNCHANGED };
+/// Cuts checked changes into pieces of at most `limit` operations.
+pub(crate) fn split(changes: &RowChanges, limit: usize) -> impl Iterator<Item = RowChanges> + '_ {
     let (mut op, mut row, mut old, mut value) = (0, 0, 0, 0);
     std::iter::from_fn(move || {
         let rest = changes.ops.get(op..).filter(|rest| !rest.is_empty())?;

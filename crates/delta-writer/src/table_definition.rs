@@ -4,6 +4,7 @@
 //! table opens from its log alone, and everything the daemon keeps on disk stays soft state.
 
 use crate::action::{Format, Metadata, Protocol};
+use crate::change_row::HISTORY_COLUMNS;
 use crate::delta_schema;
 use crate::error::{DeltaError, Result};
 use crate::key_index::Places;
@@ -36,6 +37,9 @@ pub enum TableKind {
     Mirror,
     /// The source's rows, which have no key but all their columns: any number of them may be equal.
     Multiset,
+    /// Every change of the source's rows, under the source's columns and [`HISTORY_COLUMNS`]. The newest row of a
+    /// key tells what the key holds.
+    History,
 }
 
 impl TableKind {
@@ -44,11 +48,12 @@ impl TableKind {
         match self {
             TableKind::Mirror => None,
             TableKind::Multiset => Some("multiset"),
+            TableKind::History => Some("history"),
         }
     }
 
     fn from_property(table: &str, value: Option<String>) -> Result<TableKind> {
-        let kinds = [TableKind::Mirror, TableKind::Multiset];
+        let kinds = [TableKind::Mirror, TableKind::Multiset, TableKind::History];
         kinds.into_iter().find(|kind| kind.name() == value.as_deref()).ok_or_else(|| {
             DeltaError::BadDefinition {
                 table: table.to_owned(),
@@ -60,7 +65,7 @@ impl TableKind {
     /// How many rows a key of it may name.
     pub(crate) fn places(self) -> Places {
         match self {
-            TableKind::Mirror => Places::One,
+            TableKind::Mirror | TableKind::History => Places::One,
             TableKind::Multiset => Places::Many,
         }
     }
@@ -105,6 +110,14 @@ impl TableDefinition {
                     data_type: field.data_type().to_string(),
                     role: "part of the key",
                 });
+            }
+        }
+        if self.kind == TableKind::History {
+            let added = self.schema.fields().iter().skip(self.source_columns());
+            if !added.map(|field| field.name().as_str()).eq(HISTORY_COLUMNS) || self.is_partitioned() {
+                return Err(bad(
+                    "a history ends with the columns that say what happened, in one partition".into()
+                ));
             }
         }
         let mut partitions = BTreeSet::new();
@@ -241,6 +254,23 @@ impl TableDefinition {
 
     pub(crate) fn is_partitioned(&self) -> bool {
         !self.partition_by.is_empty()
+    }
+
+    /// How many columns are the source's; they come first.
+    pub(crate) fn source_columns(&self) -> usize {
+        let added = if self.kind == TableKind::History { HISTORY_COLUMNS.len() } else { 0 };
+        self.schema.fields().len().saturating_sub(added)
+    }
+
+    /// The source's columns.
+    pub(crate) fn source_schema(&self) -> Result<SchemaRef> {
+        if self.kind != TableKind::History {
+            return Ok(Arc::clone(&self.schema));
+        }
+        let columns: Vec<usize> = (0..self.source_columns()).collect();
+        let projected =
+            self.schema.project(&columns).map_err(DeltaError::arrow("choose the source's columns"))?;
+        Ok(Arc::new(projected))
     }
 
     pub(crate) fn has_key(&self) -> bool {

@@ -97,7 +97,8 @@ struct NumRecords {
     num_records: Option<u64>,
 }
 
-fn rows_of(add: &Add) -> Option<u64> {
+/// Rows in a file, deleted ones included, if its writer kept statistics.
+pub(crate) fn rows_of(add: &Add) -> Option<u64> {
     serde_json::from_str::<NumRecords>(add.stats.as_deref()?).ok()?.num_records
 }
 

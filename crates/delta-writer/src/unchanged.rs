@@ -10,10 +10,10 @@ use crate::flush::OldRow;
 use crate::key_index::FileId;
 use crate::mirror_table::MirrorTable;
 use crate::pending_rows::PendingRow;
-use crate::row_reader::RowReader;
+use crate::read_back::{Found, Wanted, read};
 use arrow::array::{Array, RecordBatch};
-use arrow::compute::{concat_batches, interleave};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use arrow::compute::interleave;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use wal_decoder::UnchangedValue;
 
 /// Which row each incomplete row of a batch replaces.
@@ -57,20 +57,6 @@ impl Origins {
             }
         }
     }
-}
-
-/// Columns and rows wanted of one data file.
-#[derive(Default)]
-struct Wanted {
-    columns: BTreeSet<usize>,
-    rows: BTreeSet<u32>,
-}
-
-/// What was read of one data file.
-struct Found {
-    columns: Vec<usize>,
-    rows: Vec<u32>,
-    batch: RecordBatch,
 }
 
 /// Puts the untouched values into `rows`.
@@ -123,26 +109,6 @@ fn file_of(table: &MirrorTable, file: FileId) -> Option<Add> {
     }
     let touched = table.flush.touched.get(&file)?;
     table.state.files.get(&touched.path).map(|live| Add::clone(&live.add))
-}
-
-async fn read(table: &MirrorTable, add: &Add, wanted: Wanted) -> Result<Found> {
-    let columns: Vec<usize> = wanted.columns.into_iter().collect();
-    let rows: Vec<u32> = wanted.rows.into_iter().collect();
-    let schema = &table.definition.schema;
-    let mut reader = RowReader::open(&table.location, schema, add, &columns, Some(&rows)).await?;
-    let mut batches = Vec::new();
-    while let Some(batch) = reader.next().await? {
-        batches.push(batch);
-    }
-    let batch =
-        concat_batches(reader.schema(), &batches).map_err(DeltaError::arrow("join rows read back"))?;
-    if batch.num_rows() != rows.len() {
-        return Err(DeltaError::CorruptLog {
-            path: add.path.clone(),
-            reason: format!("{} rows were read where {} should be", batch.num_rows(), rows.len()),
-        });
-    }
-    Ok(Found { columns, rows, batch })
 }
 
 fn fill_column(

@@ -99,6 +99,20 @@ pub enum LakeSqlError {
         /// the name as written, folded
         name: String,
     },
+    /// A table without a history.
+    #[error(
+        "there is no table {name} in the lake: only tables synced with `mode: history` or `mode: both` have a history"
+    )]
+    NoHistory {
+        /// the name of the table that would hold it, folded
+        name: String,
+    },
+    /// `history` of something else than a table's name.
+    #[error("{written} does not name a table: write its name in quotes, as in history('public.orders')")]
+    HistoryOfWhat {
+        /// the function as written
+        written: String,
+    },
     /// Several tables answer to the name.
     #[error("{name} could be {}; write the full name", list(.candidates))]
     AmbiguousTable {
@@ -212,6 +226,16 @@ pub enum LakeSqlError {
 impl From<DataFusionError> for LakeSqlError {
     fn from(source: DataFusionError) -> Self {
         LakeSqlError::Query(Box::new(source))
+    }
+}
+
+impl LakeSqlError {
+    /// The same, if it was said of a history that a query asks for by its table.
+    pub(crate) fn of_history(self, is_history: bool) -> LakeSqlError {
+        match self {
+            LakeSqlError::NoSuchTable { name } if is_history => LakeSqlError::NoHistory { name },
+            other => other,
+        }
     }
 }
 

@@ -180,7 +180,9 @@ impl LakeSession {
         let mut resolved = Vec::with_capacity(references.len());
         for reference in references {
             if !newest.contains_key(reference.name.as_slice()) {
-                newest.insert(&reference.name, self.look_up(&reference.name).await?);
+                let found = self.look_up(&reference.name).await;
+                newest
+                    .insert(&reference.name, found.map_err(|error| error.of_history(reference.is_history))?);
             }
             let Some((folder, name, table)) = newest.get(reference.name.as_slice()) else { continue };
             let (folder, name) = (folder.clone(), name.clone());

@@ -10,13 +10,22 @@
 //! FROM orders o                    <-rename---   FROM "shop@v12"."public"."orders" o
 //! ```
 //!
+//! `history('t')` is a reference too, to the table that stands beside `t`:
+//!
+//! ```text
+//! FROM history('orders') h         --collect-->  Reference { name: [orders_history], is_history: true }
+//! ```
+//!
 //! A one-part name that a WITH query in scope answers to is no table reference.
 
+use crate::dialect::LakeDialect;
 use crate::error::LakeSqlError;
 use sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, ObjectNamePart,
     Query, SetExpr, Statement, TableFactor, TableVersion, Value, VisitMut, VisitorMut,
 };
+use sqlparser::parser::Parser;
+use sqlparser::tokenizer::Token;
 use std::ops::ControlFlow;
 use wal_decoder::Lsn;
 
@@ -40,15 +49,21 @@ pub(crate) struct Reference {
     pub(crate) name: Vec<String>,
     /// The state asked for.
     pub(crate) version: Version,
+    /// Whether it was written as `history('t')`.
+    pub(crate) is_history: bool,
 }
 
 /// Finds every table reference and takes its version clause out of the tree.
 pub(crate) fn collect(statement: &mut Statement) -> Result<Vec<Reference>, LakeSqlError> {
     let mut references = Vec::new();
     walk(statement, |factor| {
+        if let Some(name) = take_history(factor)? {
+            references.push(Reference { name, version: Version::Newest, is_history: true });
+            return Ok(());
+        }
         let version = take_version(factor)?;
         let TableFactor::Table { name, .. } = factor else { return Ok(()) };
-        references.push(Reference { name: folded(name)?, version });
+        references.push(Reference { name: folded(name)?, version, is_history: false });
         Ok(())
     })?;
     Ok(references)
@@ -102,7 +117,8 @@ impl<F: FnMut(&mut TableFactor) -> Result<(), LakeSqlError>> TableWalk<F> {
         let written = factor_name(factor);
         let TableFactor::Table { name, args, version, .. } = &*factor else { return Ok(()) };
         if args.is_some() {
-            return refuse_function(name, version.as_ref());
+            refuse_function(name, version.as_ref())?;
+            return if is_history(name) { (self.visit)(factor) } else { Ok(()) };
         }
         refuse_dropped_clauses(factor, &written)?;
         let TableFactor::Table { name, version, .. } = &*factor else { return Ok(()) };
@@ -206,12 +222,52 @@ fn refuse_function(name: &ObjectName, version: Option<&TableVersion>) -> Result<
         });
     }
     match folded(name)?.as_slice() {
-        [function] if function == "history" || function == "changes" => Err(LakeSqlError::NotAvailableYet {
+        [function] if function == "changes" => Err(LakeSqlError::NotAvailableYet {
             what: format!("{function}()"),
-            instead: "read the table with VERSION AS OF, or its `_history` table where there is one",
+            instead: "read the table with VERSION AS OF, or its history('t') where it has one",
         }),
         _ => Ok(()),
     }
+}
+
+fn is_history(name: &ObjectName) -> bool {
+    folded(name).is_ok_and(|parts| matches!(parts.as_slice(), [function] if function == HISTORY))
+}
+
+const HISTORY: &str = "history";
+
+/// Puts a plain table in the place of `history('t')`, and gives that table's name.
+fn take_history(factor: &mut TableFactor) -> Result<Option<Vec<String>>, LakeSqlError> {
+    let written = factor.to_string();
+    let TableFactor::Table { name, args, .. } = factor else { return Ok(None) };
+    let Some(arguments) = args else { return Ok(None) };
+    let table = match arguments.args.as_slice() {
+        [FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value)))] if arguments.settings.is_none() => {
+            match &value.value {
+                Value::SingleQuotedString(table) => name_in_text(table),
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    let Some(mut parts) = table else { return Err(LakeSqlError::HistoryOfWhat { written }) };
+    if let Some(last) = parts.last_mut() {
+        last.push_str("_history");
+    }
+    *args = None;
+    // Two parts: no WITH query answers to it until it gets its final name.
+    let parts_of_none = ["", HISTORY].map(|part| ObjectNamePart::Identifier(Ident::with_quote('"', part)));
+    *name = ObjectName(parts_of_none.into());
+    Ok(Some(parts))
+}
+
+/// A table's name as it stands in a text: `orders`, `shop.public."Orders"`.
+fn name_in_text(text: &str) -> Option<Vec<String>> {
+    let dialect = LakeDialect::default();
+    let mut parser = Parser::new(&dialect).try_with_sql(text).ok()?;
+    let name = parser.parse_object_name(false).ok()?;
+    let is_all = parser.peek_token().token == Token::EOF;
+    folded(&name).ok().filter(|_| is_all)
 }
 
 /// What the parser takes on a table and DataFusion's planner never looks at.
@@ -308,8 +364,6 @@ fn lsn(expression: &Expr) -> Option<Version> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dialect::LakeDialect;
-    use sqlparser::parser::Parser;
 
     fn parse(sql: &str) -> Statement {
         let mut statements = Parser::parse_sql(&LakeDialect::default(), sql).unwrap();
@@ -392,7 +446,11 @@ mod tests {
             "SELECT * FROM t TABLESAMPLE BERNOULLI (10)",
             "SELECT * FROM (SELECT * FROM t) VERSION AS OF 12",
             "SELECT * FROM (t) VERSION AS OF 12",
-            "SELECT * FROM history('t')",
+            "SELECT * FROM history('t') VERSION AS OF 3",
+            "SELECT * FROM history('t', 1)",
+            "SELECT * FROM history(t)",
+            "SELECT * FROM history('t; drop')",
+            "SELECT * FROM history()",
             "SELECT * FROM changes('t', 1, 2)",
             "SELECT * FROM generate_series(1, 2) VERSION AS OF 12",
             "TABLE t VERSION AS OF 12",
@@ -400,6 +458,24 @@ mod tests {
         ] {
             assert!(refused(sql), "{sql}");
         }
+    }
+
+    #[test]
+    fn a_history_is_a_reference_to_the_table_beside_its_own() {
+        let mut statement = parse(
+            r#"WITH t_history AS (SELECT 1) SELECT * FROM history('shop.public."T"') h, History('t'), t_history"#,
+        );
+        let found = collect(&mut statement).unwrap();
+        let names: Vec<_> = found.iter().map(|found| (found.name.join("."), found.is_history)).collect();
+        assert_eq!(names, [("shop.public.T_history".to_owned(), true), ("t_history".to_owned(), true)]);
+        let name = |table: &str| ["shop".to_owned(), "public".to_owned(), table.to_owned()];
+        rename(&mut statement, &[name("T_history"), name("t_history")]).unwrap();
+        assert!(
+            statement
+                .to_string()
+                .ends_with(r#"FROM "shop"."public"."T_history" h, "shop"."public"."t_history", t_history"#),
+            "{statement}"
+        );
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub use pg_type::{MAX_DECIMAL_PRECISION, PgType};
 pub use pgoutput::{
     Message, OldRow, Prepared, ProtocolError, Relation, RelationColumn, ReplicaIdentity, TupleData, Value,
 };
-pub use row_changes::{Op, RowChanges, UnchangedValue};
+pub use row_changes::{ChangeOrigin, Op, RowChanges, UnchangedValue};
 pub use row_error::{BindError, RowError, Unrepresentable};
 pub use table_schema::{ColumnSpec, TableSchema};
 pub use type_catalog::{ArrayForm, TypeCatalog, TypeEntry, TypeOptions};

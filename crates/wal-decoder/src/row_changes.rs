@@ -10,6 +10,7 @@
 //!   old_keys                    key 0    key 1
 //! ```
 
+use crate::{Lsn, PgTimestamp};
 use arrow::array::RecordBatch;
 
 /// What happened, and what it consumes of the two batches.
@@ -49,4 +50,17 @@ pub struct RowChanges {
     pub ops: Vec<Op>,
     /// Sorted by row, then column. Only rows that `Update` or `UpdateKey` takes occur.
     pub unchanged: Vec<UnchangedValue>,
+}
+
+/// Where a row change stands in the source's log, for whoever keeps the changes themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChangeOrigin {
+    /// Start of its transaction's commit record.
+    pub commit_lsn: Lsn,
+    /// When the transaction was committed.
+    pub commit_time: PgTimestamp,
+    /// The (top) transaction's id.
+    pub xid: u32,
+    /// Its place among the transaction's row changes, those of other tables included; the first is 1.
+    pub seq: i64,
 }

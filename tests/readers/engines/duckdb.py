@@ -68,6 +68,13 @@ def batches(location, columns):
         yield from connection.to_arrow_reader(BATCH_ROWS)
 
 
+def query(location, text):
+    with closing(_connect(location)) as connection:
+        connection.execute(f"CREATE VIEW t AS SELECT * FROM {_scan(location)}")
+        connection.execute(text)
+        yield from connection.to_arrow_reader(BATCH_ROWS)
+
+
 def count(location):
     with closing(_connect(location)) as connection:
         return connection.execute(f"SELECT count(*) FROM {_scan(location)}").fetchone()[0]

@@ -86,6 +86,11 @@ def batches(location, columns):
     yield from frame.toArrow().to_batches()
 
 
+def query(location, text):
+    _frame(location).createOrReplaceTempView("t")
+    yield from session().sql(text).toArrow().to_batches()
+
+
 def _quote(name):
     return "`" + name.replace("`", "``") + "`"
 

@@ -30,6 +30,7 @@ pub use adoption::Compacted;
 pub use rewrite::{CompactedFiles, Compaction};
 
 use crate::mirror_table::{MirrorTable, Phase};
+use crate::table_definition::TableKind;
 use rewrite::KeyRun;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -62,6 +63,7 @@ impl MirrorTable {
         if self.compaction.underway.is_some()
             || self.phase == Phase::Closed
             || self.state.version < self.compaction.not_before
+            || self.newest_rows_count()
         {
             return None;
         }
@@ -79,8 +81,14 @@ impl MirrorTable {
     /// Whether enough small or deleted files have gathered that a compaction is worth its cost.
     pub fn wants_compaction(&self) -> bool {
         self.compaction.underway.is_none()
+            && !self.newest_rows_count()
             && self.state.version >= self.compaction.not_before
             && !candidates::choose(self.state.files.values(), &self.options).is_empty()
+    }
+
+    /// The table's index says where the newest row of each key is, which a run of moved older rows would hide.
+    fn newest_rows_count(&self) -> bool {
+        self.definition.kind == TableKind::History && self.definition.has_key()
     }
 
     /// Forgets the compaction under way, whose result will not come.

@@ -4,7 +4,10 @@ use crate::support;
 use crate::support::Change::{Delete, Insert, Truncate, Update, UpdateKeepingNote};
 use crate::support::faulty_store::{Fault, FaultyStore};
 use crate::support::{Bench, definition, flush, row, rows_batch, spec};
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::compute::{concat_batches, take_record_batch};
 use delta_writer::{DeltaError, Lake, MirrorTable, TableLocation, open_lake, probe_put_if_absent};
+use deltalake::datafusion::prelude::SessionContext;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
@@ -12,6 +15,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use url::Url;
 
 type Store = Arc<FaultyStore<LocalFileSystem>>;
 
@@ -133,17 +137,33 @@ async fn an_index_left_behind_by_a_crash_catches_up_with_the_table() {
 
 /// Puts every live row into one new file, last row first, as an OPTIMIZE of another engine would.
 pub async fn foreign_optimize(bench: &Bench, table: &MirrorTable, data_change: bool) {
-    let folder = bench.folder.path().join("lake/shop/public/orders");
     let mut rows = bench.read().await;
     rows.reverse();
-    let name = format!("foreign-{}.parquet", table.version());
+    replace_files(bench, table.version(), &rows_batch(&rows), data_change);
+}
+
+/// The same for a table with any columns.
+pub async fn foreign_optimize_any(bench: &Bench, version: i64) {
+    let url = Url::from_directory_path(bench.folder.path().join("lake/shop/public/orders")).unwrap();
+    let table = deltalake::open_table(url).await.unwrap();
+    let context = SessionContext::new();
+    context.register_table("t", table.table_provider().await.unwrap()).unwrap();
+    let batches = context.sql("SELECT * FROM t").await.unwrap().collect().await.unwrap();
+    let all = concat_batches(&batches[0].schema(), &batches).unwrap();
+    let backwards = UInt32Array::from_iter_values((0..all.num_rows() as u32).rev());
+    replace_files(bench, version, &take_record_batch(&all, &backwards).unwrap(), false);
+}
+
+/// One commit by another engine that has `batch` in place of all files.
+fn replace_files(bench: &Bench, version: i64, batch: &RecordBatch, data_change: bool) {
+    let folder = bench.folder.path().join("lake/shop/public/orders");
+    let name = format!("foreign-{version}.parquet");
     let file = std::fs::File::create(folder.join(&name)).unwrap();
-    let batch = rows_batch(&rows);
     let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
+    writer.write(batch).unwrap();
     writer.close().unwrap();
     let mut live: BTreeMap<String, Value> = BTreeMap::new();
-    for version in 0..=table.version() {
+    for version in 0..=version {
         let text = std::fs::read_to_string(folder.join(format!("_delta_log/{version:020}.json"))).unwrap();
         let actions: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         for remove in actions.iter().filter_map(|action| action.get("remove")) {
@@ -165,11 +185,11 @@ pub async fn foreign_optimize(bench: &Bench, table: &MirrorTable, data_change: b
         lines.push(json!({"remove": remove}));
     }
     let size = std::fs::metadata(folder.join(&name)).unwrap().len();
-    let stats = json!({"numRecords": rows.len()}).to_string();
+    let stats = json!({"numRecords": batch.num_rows()}).to_string();
     lines.push(json!({"add": {"path": name, "dataChange": data_change, "modificationTime": 1, "size": size,
         "partitionValues": {}, "stats": stats}}));
     let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
-    let next = table.version() + 1;
+    let next = version + 1;
     std::fs::write(folder.join(format!("_delta_log/{next:020}.json")), lines.join("\n")).unwrap();
 }
 

@@ -5,6 +5,7 @@
 //! | `mirror` | does a table equal its source after any changes, restarts and checkpoints? |
 //! | `multiset` | the same, where rows have no key and may be equal |
 //! | `append` | do tables that only grow hold every row once, in few files? |
+//! | `history` | does a history hold every change, with whole old rows? |
 //! | `column_types` | does every type survive, as data, statistics, key and value read back? |
 //! | `commits` | what do lost answers, second daemons and foreign writers do? |
 //! | `compaction` | do rows survive being moved, and deleted ones stay deleted? |
@@ -24,6 +25,7 @@ mod column_types;
 mod commits;
 mod compaction;
 mod expiry;
+mod history;
 mod mirror;
 mod multiset;
 mod s3;

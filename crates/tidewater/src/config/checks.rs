@@ -2,7 +2,7 @@
 
 use super::document::Node;
 use super::mistake::Mistake;
-use super::{Config, Durability, ServeMode, ToLake, ToPostgres};
+use super::{Config, Durability, Mode, ServeMode, ToLake, ToPostgres};
 use globset::Glob;
 use std::collections::BTreeMap;
 
@@ -188,6 +188,13 @@ impl Check<'_> {
                 None => {
                     self.wrong(&path, format!("`{table}` is not a table's name"), "expected `schema.table`")
                 }
+            }
+            if entry.mode == Mode::History && !exception.partition_by.is_empty() {
+                self.wrong(
+                    &path,
+                    "a history is not partitioned, and there is no mirror",
+                    "expected no `partition_by`, or `mode: both`",
+                );
             }
             if let Some(column) =
                 exception.partition_by.iter().find(|c| exception.exclude_columns.contains(c))

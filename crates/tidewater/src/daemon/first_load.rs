@@ -20,12 +20,14 @@
 use super::SyncError;
 use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
+use super::load_target::{FinishedWriter, TargetLoad, TargetWriter};
 use super::mending::{self, Mended};
 use super::plan::PlannedTable;
 use super::source_rows::{Piece, PieceReader, SourceBatch, pieces};
+use super::stream_loop::HistoryBeside;
 use super::table_writer::Shown;
 use crate::status::TableState;
-use delta_writer::{FinishedWorker, MirrorTable, TableDefinition, TableLoad, TableLocation, WriterOptions};
+use delta_writer::{MirrorTable, TableDefinition, TableLocation, WriterOptions};
 use lake_sql::LakeSession;
 use postgres_connector::{ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, import_snapshot};
 use std::collections::VecDeque;
@@ -59,6 +61,8 @@ pub struct LoadTable {
     pub lake: Arc<LakeSession>,
     /// Where what is compared is spilled.
     pub spool: PathBuf,
+    /// The history beside it, with `mode: both`.
+    pub history: Option<HistoryBeside>,
 }
 
 /// A table that is in the lake as of `snapshot`.
@@ -68,6 +72,8 @@ pub struct Loaded {
     pub relation: u32,
     /// The table, ready to take changes.
     pub table: MirrorTable,
+    /// So is the history beside it.
+    pub history: Option<MirrorTable>,
     /// The consistent point: every later transaction is the stream's.
     pub snapshot: Lsn,
 }
@@ -76,9 +82,9 @@ pub struct Loaded {
 struct Underway {
     request: LoadTable,
     /// Taken by the commit.
-    load: Mutex<Option<TableLoad>>,
+    load: Mutex<Option<TargetLoad>>,
     pieces: Mutex<VecDeque<Piece>>,
-    arrived: Mutex<Vec<FinishedWorker>>,
+    arrived: Mutex<Vec<FinishedWriter>>,
     rows: AtomicU64,
     /// Sessions that take part.
     everyone: usize,
@@ -166,10 +172,9 @@ async fn begin(
     position: Lsn,
 ) -> Result<Underway, SyncError> {
     let pieces = pieces(session, request.planned.relation).await?;
-    let load =
-        TableLoad::begin(request.location.clone(), request.definition.clone(), request.options.clone());
+    let load = TargetLoad::begin(&request, position).await?;
     Ok(Underway {
-        load: Mutex::new(Some(load.await?)),
+        load: Mutex::new(Some(load)),
         pieces: Mutex::new(pieces),
         arrived: Mutex::default(),
         rows: AtomicU64::new(0),
@@ -224,7 +229,7 @@ async fn mend_or_load(
 
 /// Copies pieces of a table until none is left; whoever is the last commits.
 async fn share(session: &mut SnapshotSession, table: &Underway) -> Result<Option<Loaded>, SyncError> {
-    let begun = table.load.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(TableLoad::worker);
+    let begun = table.load.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(TargetLoad::worker);
     // Only the last to arrive takes it, and this session has not arrived yet.
     let Some(mut worker) = begun else { return Ok(None) };
     loop {
@@ -247,16 +252,12 @@ async fn share(session: &mut SnapshotSession, table: &Underway) -> Result<Option
     };
     let (rows, position) = (table.rows.load(Ordering::Relaxed), table.position);
     let spec = super::commit_info::of_load(&table.request.app_id, position, rows);
-    let mirror = load.commit(finished, &spec).await?;
+    let (mirror, history) = load.commit(finished, &spec).await?;
     tracing::info!(table = %table.request.planned.name, rows, version = mirror.version(), "load is in the lake");
-    Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, snapshot: position }))
+    Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, history, snapshot: position }))
 }
 
-async fn hand_over(
-    batch: SourceBatch,
-    table: &Underway,
-    worker: &mut delta_writer::LoadWorker,
-) -> Result<(), SyncError> {
+async fn hand_over(batch: SourceBatch, table: &Underway, worker: &mut TargetWriter) -> Result<(), SyncError> {
     let request = &table.request;
     request.dead_letters.record(&request.planned, batch.letters, table.position).await?;
     let more = batch.rows.num_rows() as u64;

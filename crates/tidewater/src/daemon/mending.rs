@@ -11,6 +11,9 @@
 //!   snapshot at L ── pieces that have some ──▶ whole rows ────────┴─ inserts, updates ───────┘
 //! ```
 //!
+//! Only mirrors with a key are mended, and only where no history stands beside them: what a history lacks is found
+//! while its table is loaded ([`super::load_target`]).
+//!
 //! The comparison asks nothing of the key index. A table that it finds beyond mending (most rows differ, or a
 //! key twice) is loaded instead, which replaces its files: also one commit.
 
@@ -85,7 +88,8 @@ async fn attempt(
     let spec = super::commit_info::of_mending(&request.app_id, position, found.count);
     let committed = table.commit(flush, &spec).await.map_err(|failure| failure.error)?;
     tracing::info!(table = %request.planned.name, rows = found.source_rows, differed = found.count, version = committed.version, "equal to its source again");
-    Ok(Mended::Done(Box::new(Loaded { relation: request.planned.relation, table, snapshot: position })))
+    let relation = request.planned.relation;
+    Ok(Mended::Done(Box::new(Loaded { relation, table, history: None, snapshot: position })))
 }
 
 fn is_beyond_mending(found: &Differences) -> bool {

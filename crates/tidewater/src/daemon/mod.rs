@@ -6,12 +6,14 @@
 //!                                                   └──▶ first loads
 //! ```
 
+mod batch;
 mod commit_info;
 mod consistent_points;
 mod crash_point;
 mod dead_letters;
 mod error;
 mod first_load;
+mod load_target;
 mod mending;
 mod plan;
 mod private_postgres;
@@ -30,7 +32,7 @@ mod table_writer;
 
 pub use error::{DaemonError, SyncError, error_chain};
 
-use crate::config::{Config, Durability, Mode, Mount, SchemaChanges};
+use crate::config::{Config, Durability, Mount, SchemaChanges};
 use crate::reload::Reload;
 use crate::requests::Requests;
 use crate::status::StatusBoard;
@@ -109,9 +111,6 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
         }
     }
     for entry in &config.to_lake {
-        if entry.mode != Mode::Mirror {
-            return not_built("`mode: history` (or `both`)");
-        }
         if entry.schema_changes != SchemaChanges::Rewrite {
             return not_built("`schema_changes: column_mapping`");
         }

@@ -4,8 +4,8 @@
 //! every mistake that can be seen beforehand is found here.
 
 use super::SyncError;
-use crate::config::{self, ToLake};
-use delta_writer::TableKind;
+use crate::config::{self, Mode, ToLake};
+use delta_writer::{HISTORY_COLUMNS, TableDefinition, TableKind, history_schema};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use postgres_connector::{CopyColumn, PublishedTable, ReplicaIdentity, SourceColumn, SourceTable};
 use std::collections::BTreeMap;
@@ -23,10 +23,14 @@ pub struct PlannedTable {
     pub source: SourceTable,
     /// Its columns in the lake.
     pub schema: Arc<TableSchema>,
-    /// Its folder: database, schema, table.
+    /// Its folder, which is that of its history where it has no mirror: database, schema, table.
     pub folder: [String; 3],
-    /// What its rows in the lake are.
+    /// What the rows of its mirror are.
     pub kind: TableKind,
+    /// What the lake holds of it.
+    pub mode: Mode,
+    /// The folder of the history beside its mirror, with `mode: both`.
+    pub history_folder: Option<[String; 3]>,
     /// Lake names of the columns that the Delta table is partitioned by.
     pub partition_by: Vec<String>,
     /// Deletes are deletion vectors, or files are written anew.
@@ -41,6 +45,17 @@ impl PlannedTable {
     /// As it is to be published.
     pub fn published(&self) -> Result<PublishedTable, SyncError> {
         Ok(PublishedTable::new(&self.source, &self.builder.excluded_columns)?)
+    }
+
+    /// The names under which people see it: its own, and that of the history beside its mirror.
+    pub fn shown_names(&self) -> impl Iterator<Item = String> + use<> {
+        let history = (self.mode == Mode::Both).then(|| history_name(&self.name));
+        std::iter::once(self.name.clone()).chain(history)
+    }
+
+    /// What it lacks in the lake can be found by comparing keys, and no history has to be told of it.
+    pub fn can_be_mended(&self) -> bool {
+        self.mode == Mode::Mirror && self.kind == TableKind::Mirror && !self.schema.key.is_empty()
     }
 
     /// What its first load reads, in the order of the lake's columns.
@@ -104,14 +119,31 @@ pub fn plan_tables(
     }
     // In the order in which they were made: a later one does not take an earlier one's folder.
     planned.sort_by_key(|table| table.relation);
-    let names: Vec<_> =
-        planned.iter().map(|table| (table.source.schema.clone(), table.source.name.clone())).collect();
+    let names: Vec<_> = planned.iter().flat_map(lake_tables).collect();
     let names: Vec<_> = names.iter().map(|(schema, name)| (schema.as_str(), name.as_str())).collect();
-    for (table, folders) in planned.iter_mut().zip(wal_decoder::table_folders(&names)) {
-        let [schema, name] = folders;
-        table.folder = [wal_decoder::folder_name(database), schema, name];
+    let mut folders = wal_decoder::table_folders(&names).into_iter();
+    let mut next = || {
+        let [schema, name] = folders.next().unwrap_or_default();
+        [wal_decoder::folder_name(database), schema, name]
+    };
+    for table in &mut planned {
+        table.folder = next();
+        table.history_folder = (table.mode == Mode::Both).then(&mut next);
     }
     Ok(planned)
+}
+
+/// What the tables are called that a source table becomes, mirror first.
+fn lake_tables(table: &PlannedTable) -> impl Iterator<Item = (String, String)> + use<> {
+    let SourceTable { schema, name, .. } = &table.source;
+    let mirror = (table.mode != Mode::History).then(|| (schema.clone(), name.clone()));
+    let history = (table.mode != Mode::Mirror).then(|| (schema.clone(), history_name(name)));
+    mirror.into_iter().chain(history)
+}
+
+/// The history of a table stands beside it.
+pub fn history_name(table: &str) -> String {
+    format!("{table}_history")
 }
 
 fn plan_table(
@@ -143,7 +175,7 @@ fn plan_table(
         },
         key_is_whole_row: false,
     };
-    let columns = lake_columns(&table, &builder);
+    let columns = lake_columns(&table, entry.mode, &builder);
     let mut kind = TableKind::Mirror;
     let (identity, inserts_only) = match &table.identity {
         ReplicaIdentity::Key(attnums) => (attnums.clone(), None),
@@ -184,6 +216,8 @@ fn plan_table(
     Ok(PlannedTable {
         relation: table.oid,
         folder: Default::default(),
+        history_folder: None,
+        mode: entry.mode,
         schema: Arc::new(TableSchema { source: (table.schema.clone(), table.name.clone()), columns, key }),
         kind,
         partition_by,
@@ -196,12 +230,15 @@ fn plan_table(
 }
 
 /// The columns that the source sends and the configuration does not exclude, under their lake names.
-fn lake_columns(table: &SourceTable, builder: &BuilderOptions) -> Vec<ColumnSpec> {
+fn lake_columns(table: &SourceTable, mode: Mode, builder: &BuilderOptions) -> Vec<ColumnSpec> {
     let kept: Vec<&SourceColumn> =
         table.published_columns().filter(|column| !builder.excluded_columns.contains(&column.name)).collect();
-    let names: Vec<String> = kept.iter().map(|column| column.name.clone()).collect();
+    // A history adds columns of its own, which a column of the source makes way for.
+    let added: &[&str] = if mode == Mode::Mirror { &[] } else { &HISTORY_COLUMNS };
+    let names = added.iter().map(|name| (*name).to_owned());
+    let names: Vec<String> = names.chain(kept.iter().map(|column| column.name.clone())).collect();
     kept.iter()
-        .zip(wal_decoder::lake_column_names(&names))
+        .zip(wal_decoder::lake_column_names(&names).into_iter().skip(added.len()))
         .map(|(column, lake_name)| ColumnSpec {
             source_name: column.name.clone(),
             lake_name,
@@ -211,10 +248,41 @@ fn lake_columns(table: &SourceTable, builder: &BuilderOptions) -> Vec<ColumnSpec
         .collect()
 }
 
+impl PlannedTable {
+    /// The shape of its own table in the lake: its mirror, or its history where it has no mirror.
+    pub fn definition(&self, table_id: &str) -> TableDefinition {
+        match self.mode {
+            Mode::History => self.history_definition(table_id),
+            Mode::Mirror | Mode::Both => TableDefinition {
+                schema: self.schema.arrow_schema(),
+                kind: self.kind,
+                key: self.schema.key.clone(),
+                partition_by: self.partition_by.clone(),
+                configuration: origin_properties(&self.name, table_id),
+                deletion_vectors: self.deletion_vectors,
+            },
+        }
+    }
+
+    /// The shape of its history. Its rows never change, so it needs no deletion vectors; whoever reads it follows time,
+    /// so it is not parted by the source's columns.
+    pub fn history_definition(&self, table_id: &str) -> TableDefinition {
+        TableDefinition {
+            schema: history_schema(&self.schema.arrow_schema()),
+            kind: TableKind::History,
+            // Whole old rows come with the changes: no row has to be found by a key.
+            key: if self.kind == TableKind::Multiset { Vec::new() } else { self.schema.key.clone() },
+            partition_by: Vec::new(),
+            configuration: origin_properties(&history_name(&self.name), table_id),
+            deletion_vectors: false,
+        }
+    }
+}
+
 /// What `tidewater.*` table properties say of a table's origin.
-pub fn origin_properties(table: &PlannedTable, table_id: &str) -> BTreeMap<String, String> {
+fn origin_properties(name: &str, table_id: &str) -> BTreeMap<String, String> {
     BTreeMap::from([
-        ("tidewater.source_name".to_owned(), table.name.clone()),
+        ("tidewater.source_name".to_owned(), name.to_owned()),
         ("tidewater.table_id".to_owned(), table_id.to_owned()),
     ])
 }

@@ -17,13 +17,16 @@
 //! as a [`Step`].
 
 use super::SyncError;
+use super::batch::Batch;
 use super::spool::{Spool, SpoolReader};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use wal_decoder::pgoutput::{self, Message, OldRow, Relation, TupleData};
-use wal_decoder::{BindError, BuilderOptions, ChangeBuilder, Lsn, RowChanges, RowError, TableSchema};
+use wal_decoder::{
+    BindError, BuilderOptions, ChangeBuilder, ChangeOrigin, Lsn, PgTimestamp, RowError, TableSchema,
+};
 
 /// Value bytes a table's builder holds before they are handed to its writer, so that one large
 /// transaction does not grow in memory.
@@ -75,11 +78,13 @@ pub struct TransactionReplay {
     pub messages: SpoolReader,
     /// Subtransactions that were rolled back.
     pub aborted: HashSet<u32>,
-    /// Start of the commit record.
-    pub commit_lsn: Lsn,
     /// Its place in the log.
     pub point: CommitPoint,
 }
+
+/// How many bytes stand before a message in a table's own spool: when its transaction was committed, its id, and
+/// the change's number in it.
+const SPOOLED_ORIGIN: usize = 20;
 
 /// What becomes of a table's changes.
 enum Stage {
@@ -103,6 +108,8 @@ struct Table {
     /// Bytes of the messages whose changes its builder holds. Their values take about as much, and to
     /// ask the builder would mean to visit each of its columns for each row.
     held: usize,
+    /// Where the changes in its builder come from, if somebody wants to know.
+    origins: Option<Vec<ChangeOrigin>>,
 }
 
 /// A transaction in progress at the source.
@@ -125,11 +132,13 @@ pub struct Router {
     in_progress: HashMap<u32, InProgress>,
     /// The chunk being received.
     chunk: Option<u32>,
-    /// Start of the commit record of the transaction being received.
-    current: Option<Lsn>,
+    /// The transaction being received, and its last row change.
+    current: Option<ChangeOrigin>,
+    /// Tables whose changes are handed over with their origins.
+    with_origins: HashSet<u32>,
     full: Vec<u32>,
     /// Batches taken out of builders that could hold no more.
-    ready: Vec<(u32, RowChanges)>,
+    ready: Vec<(u32, Batch)>,
     /// Value bytes in all builders, not handed over yet.
     pending_bytes: usize,
     ops_since_cut: u64,
@@ -146,6 +155,7 @@ impl Router {
             in_progress: HashMap::new(),
             chunk: None,
             current: None,
+            with_origins: HashSet::new(),
             full: Vec::new(),
             ready: Vec::new(),
             pending_bytes: 0,
@@ -154,10 +164,17 @@ impl Router {
         }
     }
 
+    /// Hands a table's changes over with where they come from, whenever it is taken up.
+    pub fn keep_origins(&mut self, relation: u32) {
+        self.with_origins.insert(relation);
+    }
+
     /// Takes a table's changes from now on, but for transactions whose commit record begins below `from`.
     pub fn go_live(&mut self, relation: u32, schema: Arc<TableSchema>, options: BuilderOptions, from: Lsn) {
         let builder = Box::new(ChangeBuilder::new(schema, options));
-        let table = Table { stage: Stage::Live { builder, bound: false, from }, dirty: false, held: 0 };
+        let origins = self.with_origins.contains(&relation).then(Vec::new);
+        let stage = Stage::Live { builder, bound: false, from };
+        let table = Table { stage, dirty: false, held: 0, origins };
         self.tables.insert(relation, table);
     }
 
@@ -166,7 +183,7 @@ impl Router {
         let mut spool = Spool::new(&self.spool_directory);
         if let Some(known) = self.relations.get(&relation) {
             // The stream describes a relation once: the spool must know what was described before.
-            spool.push(0, &known.message).map_err(SyncError::Spool)?;
+            push_to(&mut spool, 0, ChangeOrigin::default(), &known.message)?;
         }
         self.replace_stage(relation, Stage::Loading { spool });
         Ok(())
@@ -178,7 +195,7 @@ impl Router {
     }
 
     fn replace_stage(&mut self, relation: u32, stage: Stage) {
-        let old = self.tables.insert(relation, Table { stage, dirty: false, held: 0 });
+        let old = self.tables.insert(relation, Table { stage, dirty: false, held: 0, origins: None });
         self.pending_bytes = self.pending_bytes.saturating_sub(old.map_or(0, |table| table.held));
         self.full.retain(|full| *full != relation);
         self.ready.retain(|(id, _)| *id != relation);
@@ -237,8 +254,8 @@ impl Router {
             return self.chunk_message(top, message, bytes);
         }
         match message {
-            Message::Begin { final_lsn, .. } => {
-                self.current = Some(final_lsn);
+            Message::Begin { final_lsn, commit_time, xid } => {
+                self.current = Some(ChangeOrigin { commit_lsn: final_lsn, commit_time, xid, seq: 0 });
                 Ok(Step::Continue)
             }
             Message::Commit { end_lsn, commit_time, .. } => {
@@ -263,18 +280,14 @@ impl Router {
             }
             Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time } => {
                 let open = self.in_progress.remove(&xid).ok_or(SyncError::UnknownTransaction { xid })?;
-                self.current = Some(commit_lsn);
+                self.current = Some(ChangeOrigin { commit_lsn, commit_time, xid, seq: 0 });
                 Ok(Step::Replay(Box::new(TransactionReplay {
                     messages: open.spool.into_reader().map_err(SyncError::Spool)?,
                     aborted: open.aborted,
-                    commit_lsn,
                     point: CommitPoint { end_lsn, commit_time: commit_time.0 },
                 })))
             }
-            other => {
-                let lsn = self.current.unwrap_or_default();
-                self.change(other, bytes, lsn, None)
-            }
+            other => self.change(other, bytes, None),
         }
     }
 
@@ -312,12 +325,12 @@ impl Router {
             // source describes a relation once for the whole transaction, rolled back part or not.
             return match &message {
                 Message::Relation { relation, .. } if !self.relations.contains_key(&relation.id) => {
-                    self.change(message, bytes, replay.commit_lsn, None)
+                    self.change(message, bytes, None)
                 }
                 _ => Ok(Step::Continue),
             };
         }
-        self.change(message, bytes, replay.commit_lsn, None)
+        self.change(message, bytes, None)
     }
 
     /// Ends a replay: its transaction is complete.
@@ -328,25 +341,39 @@ impl Router {
 
     /// A message out of one table's own spool; `tag` says where its commit record begins.
     pub fn spooled_message(&mut self, relation: u32, tag: u64, bytes: &Bytes) -> Result<Step, SyncError> {
-        let message = pgoutput::parse(bytes, tag & CHUNKED != 0)?;
-        self.change(message, bytes, Lsn(tag & !CHUNKED), Some(relation))
+        let cut = bytes.len().min(SPOOLED_ORIGIN);
+        let origin = spooled_origin(Lsn(tag & !CHUNKED), bytes.get(..cut).unwrap_or_default());
+        let message = &bytes.slice(cut..);
+        let parsed = pgoutput::parse(message, tag & CHUNKED != 0)?;
+        self.change(parsed, message, Some((relation, origin)))
     }
 
-    /// A change that is known to have committed. `only` limits it to one table: a TRUNCATE of several
-    /// stands in the spool of each.
+    /// Where the next row change of the transaction being received comes from.
+    fn next_origin(&mut self) -> ChangeOrigin {
+        match &mut self.current {
+            Some(current) => {
+                current.seq += 1;
+                *current
+            }
+            None => ChangeOrigin::default(),
+        }
+    }
+
+    /// A change that is known to have committed; `spooled` if it stood in one table's spool, with where it came
+    /// from. It is for this table only: a TRUNCATE of several stands in the spool of each.
     fn change(
         &mut self,
         message: Message<'_>,
         bytes: &Bytes,
-        lsn: Lsn,
-        only: Option<u32>,
+        spooled: Option<(u32, ChangeOrigin)>,
     ) -> Result<Step, SyncError> {
         match message {
             Message::Relation { xid, relation } => {
                 if let Some(table) = self.tables.get_mut(&relation.id) {
                     match &mut table.stage {
                         Stage::Loading { spool } => {
-                            spool.push(tag(lsn, xid), bytes).map_err(SyncError::Spool)?;
+                            let origin = self.current.unwrap_or_default();
+                            push_to(spool, tag(origin.commit_lsn, xid), origin, bytes)?;
                         }
                         Stage::Live { bound, .. } => *bound = false,
                         Stage::Halted => {}
@@ -357,17 +384,22 @@ impl Router {
                 Ok(Step::Continue)
             }
             Message::Insert { xid, relation_id, new } => {
-                self.row(relation_id, bytes, tag(lsn, xid), lsn, Row::Insert(new))
+                let origin = spooled.map_or_else(|| self.next_origin(), |(_, origin)| origin);
+                self.row(relation_id, bytes, xid, origin, Row::Insert(new))
             }
             Message::Update { xid, relation_id, old, new } => {
-                self.row(relation_id, bytes, tag(lsn, xid), lsn, Row::Update(old, new))
+                let origin = spooled.map_or_else(|| self.next_origin(), |(_, origin)| origin);
+                self.row(relation_id, bytes, xid, origin, Row::Update(old, new))
             }
             Message::Delete { xid, relation_id, old } => {
-                self.row(relation_id, bytes, tag(lsn, xid), lsn, Row::Delete(old))
+                let origin = spooled.map_or_else(|| self.next_origin(), |(_, origin)| origin);
+                self.row(relation_id, bytes, xid, origin, Row::Delete(old))
             }
             Message::Truncate { xid, relation_ids, .. } => {
-                for relation_id in relation_ids.into_iter().filter(|id| only.is_none_or(|only| only == *id)) {
-                    self.row(relation_id, bytes, tag(lsn, xid), lsn, Row::Truncate)?;
+                let wanted = |id: &u32| spooled.is_none_or(|(only, _)| only == *id);
+                for relation_id in relation_ids.into_iter().filter(wanted) {
+                    let origin = spooled.map_or_else(|| self.next_origin(), |(_, origin)| origin);
+                    self.row(relation_id, bytes, xid, origin, Row::Truncate)?;
                 }
                 Ok(Step::Continue)
             }
@@ -379,16 +411,16 @@ impl Router {
         &mut self,
         relation_id: u32,
         bytes: &Bytes,
-        tag: u64,
-        lsn: Lsn,
+        xid: Option<u32>,
+        origin: ChangeOrigin,
         row: Row<'_>,
     ) -> Result<Step, SyncError> {
         let Some(table) = self.tables.get_mut(&relation_id) else { return Ok(Step::Continue) };
         let (builder, bound) = match &mut table.stage {
-            Stage::Live { from, .. } if lsn < *from => return Ok(Step::Continue),
+            Stage::Live { from, .. } if origin.commit_lsn < *from => return Ok(Step::Continue),
             Stage::Live { builder, bound, .. } => (builder, bound),
             Stage::Loading { spool } => {
-                spool.push(tag, bytes).map_err(SyncError::Spool)?;
+                push_to(spool, tag(origin.commit_lsn, xid), origin, bytes)?;
                 return Ok(Step::Continue);
             }
             Stage::Halted => return Ok(Step::Continue),
@@ -407,11 +439,15 @@ impl Router {
         if taken.as_ref().is_err_and(RowError::is_batch_full) && !builder.is_empty() {
             // Arrow's offsets end at 2 GiB: what is there goes first, the row into the next batch.
             self.pending_bytes = self.pending_bytes.saturating_sub(std::mem::take(&mut table.held));
-            self.ready.push((relation_id, builder.finish()));
+            let origins = table.origins.as_mut().map(std::mem::take).unwrap_or_default();
+            self.ready.push((relation_id, Batch { changes: builder.finish(), origins }));
             taken = row.append_to(builder);
         }
         if let Err(error) = taken {
             return Ok(Step::Stopped(relation_id, Stop::Row(error)));
+        }
+        if let Some(origins) = &mut table.origins {
+            origins.push(origin);
         }
         table.dirty = true;
         table.held += bytes.len();
@@ -430,7 +466,7 @@ impl Router {
     }
 
     /// Takes the changes of builders that are full, or of all when together they hold too much.
-    pub fn hand_over(&mut self) -> Vec<(u32, RowChanges)> {
+    pub fn hand_over(&mut self) -> Vec<(u32, Batch)> {
         let mut full = std::mem::take(&mut self.full);
         if self.pending_bytes >= PENDING_LIMIT {
             full = self.tables.iter().filter(|(_, table)| table.dirty).map(|(id, _)| *id).collect();
@@ -442,8 +478,9 @@ impl Router {
         batches
     }
 
-    fn take(&mut self, relation: u32) -> Option<RowChanges> {
-        let Some(Table { stage: Stage::Live { builder, .. }, held, .. }) = self.tables.get_mut(&relation)
+    fn take(&mut self, relation: u32) -> Option<Batch> {
+        let Some(Table { stage: Stage::Live { builder, .. }, held, origins, .. }) =
+            self.tables.get_mut(&relation)
         else {
             return None;
         };
@@ -451,12 +488,13 @@ impl Router {
             return None;
         }
         self.pending_bytes = self.pending_bytes.saturating_sub(std::mem::take(held));
-        Some(builder.finish())
+        let origins = origins.as_mut().map(std::mem::take).unwrap_or_default();
+        Some(Batch { changes: builder.finish(), origins })
     }
 
     /// Cuts here: every table with changes since the last cut, with those not handed over yet.
     /// Only between transactions, or a Delta version would show part of one.
-    pub fn cut(&mut self) -> Vec<(u32, Option<RowChanges>)> {
+    pub fn cut(&mut self) -> Vec<(u32, Option<Batch>)> {
         debug_assert!(self.between_transactions());
         self.full.clear();
         self.ops_since_cut = 0;
@@ -506,6 +544,29 @@ const CHUNKED: u64 = 1 << 63;
 
 fn tag(lsn: Lsn, xid: Option<u32>) -> u64 {
     lsn.0 | if xid.is_some() { CHUNKED } else { 0 }
+}
+
+/// Sets a message aside with where it comes from.
+fn push_to(spool: &mut Spool, tag: u64, origin: ChangeOrigin, message: &[u8]) -> Result<(), SyncError> {
+    let mut record = Vec::with_capacity(SPOOLED_ORIGIN + message.len());
+    record.extend(origin.commit_time.0.to_le_bytes());
+    record.extend(origin.xid.to_le_bytes());
+    record.extend(origin.seq.to_le_bytes());
+    record.extend_from_slice(message);
+    spool.push(tag, &record).map_err(SyncError::Spool)
+}
+
+/// What [`push_to`] put before a message.
+fn spooled_origin(commit_lsn: Lsn, bytes: &[u8]) -> ChangeOrigin {
+    let parts = || {
+        let (time, rest) = bytes.split_first_chunk::<8>()?;
+        let (xid, seq) = rest.split_first_chunk::<4>()?;
+        let seq = seq.first_chunk::<8>()?;
+        Some((i64::from_le_bytes(*time), u32::from_le_bytes(*xid), i64::from_le_bytes(*seq)))
+    };
+    // Our own file of this very run: it has what was put there.
+    let (time, xid, seq) = parts().unwrap_or_default();
+    ChangeOrigin { commit_lsn, commit_time: PgTimestamp(time), xid, seq }
 }
 
 /// A Relation message as it would stand outside a chunk: the transaction id (four bytes after the

@@ -14,18 +14,18 @@ use super::consistent_points::PointsTable;
 use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
 use super::error::{error_chain, halts_table};
-use super::plan::{PlannedTable, origin_properties, plan_tables, selection};
+use super::plan::{PlannedTable, history_name, plan_tables, selection};
 use super::router::Router;
-use super::stream_loop::{LiveTable, StreamLoop, Target};
+use super::stream_loop::{HistoryBeside, LiveTable, StreamLoop, Target};
 use super::sync_state::{Discontinuity, SyncState};
-use super::table_upkeep::{TableUpkeep, UpkeepPolicy};
-use super::table_writer::{Shown, TableWriter};
+use super::table_upkeep::UpkeepPolicy;
+use super::table_writer::Shown;
 use super::{RunOptions, SyncError};
-use crate::config::{FlushPolicy, ToLake};
+use crate::config::{FlushPolicy, Mode, ToLake};
 use crate::requests::Requests;
 use crate::status::{StatusBoard, TableState};
 use crate::telemetry;
-use delta_writer::{Lake, MirrorTable, TableDefinition, WriterOptions};
+use delta_writer::{Lake, MirrorTable, TableDefinition, TableLocation, WriterOptions};
 use globset::GlobSet;
 use lake_sql::LakeSession;
 use postgres_connector::{
@@ -190,7 +190,12 @@ impl SourceSync {
         } else {
             Target::Shutdown
         };
-        let opened = self.open_tables(tasks, &mut state, planned, &system_identifier, generation).await?;
+        let slots = postgres_connector::list_slots(&client, &self.instance, &self.database).await?;
+        let begins =
+            slots.iter().find(|found| found.name == slot).and_then(|found| found.confirmed_flush_lsn);
+        let incarnation = (system_identifier.as_str(), generation);
+        let confirmed = begins.unwrap_or(Lsn(u64::MAX));
+        let opened = self.open_tables(tasks, &mut state, planned, incarnation, confirmed).await?;
         self.board.update_source(&self.database, |source| {
             source.connected = true;
             source.error = None;
@@ -317,8 +322,8 @@ impl SourceSync {
         tasks: &TaskTracker,
         state: &mut SyncState,
         planned: Vec<PlannedTable>,
-        system_identifier: &str,
-        generation: u32,
+        (system_identifier, generation): (&str, u32),
+        confirmed: Lsn,
     ) -> Result<OpenedTables, SyncError> {
         state.begin_incarnation(system_identifier, generation).await?;
         let incarnation = format!("{system_identifier}-{generation}");
@@ -331,15 +336,16 @@ impl SourceSync {
             tasks: tasks.clone(),
             points: self.points_table(&incarnation),
             first_cut: Lsn::ZERO,
+            confirmed,
+            marks: Vec::new(),
         };
-        self.board.retain_tables(&self.database, |table| planned.iter().any(|kept| kept.name == table));
+        let names: BTreeSet<String> = planned.iter().flat_map(PlannedTable::shown_names).collect();
+        self.board.retain_tables(&self.database, |table| names.contains(table));
         for table in planned {
             self.open_table(state, table, &incarnation, &mut opened).await?;
         }
-        let loading = opened.to_load.iter().filter_map(|relation| opened.tables.get(relation));
-        let loading = loading.map(|table| (table.table_id.clone(), Discontinuity::Loading)).collect();
         let following = opened.tables.values().map(|table| table.table_id.clone()).collect();
-        state.follow(following, loading).await?;
+        state.follow(following, std::mem::take(&mut opened.marks)).await?;
         for relation in &opened.to_load {
             opened.router.start_loading(*relation)?;
         }
@@ -359,23 +365,18 @@ impl SourceSync {
         self.board.update(&self.database, &planned.name, |status| {
             status.location = location.uri().to_owned();
         });
-        let (found, broken) = match MirrorTable::open(location.clone(), self.writer_options()).await {
-            Ok(found) => (found, None),
-            // Every opening finds the same, so nothing has to remember it. A resync does not ask what is there.
-            Err(error) if halts_table(&error) => (None, Some(error_chain(&error))),
-            Err(error) => return Err(error.into()),
-        };
-        let existing_id = found
-            .as_ref()
-            .and_then(|table| table.definition().configuration.get("tidewater.table_id").cloned());
-        if found.is_some() && existing_id.is_none() {
-            return Err(SyncError::ForeignTable { table: planned.name, location: location.uri().to_owned() });
-        }
-        let table_id = existing_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let (found, broken) = self.look_for(&location).await?;
+        let table_id = table_id(found.as_ref(), &planned.name, &location)?;
         let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
-        let definition = definition(&planned, &table_id);
+        let OpenedHistory { table: history, beside, broken: broken_history } =
+            self.open_history(&planned, incarnation).await?;
+        let broken = broken.or(broken_history);
+        if planned.mode != Mode::Mirror {
+            opened.router.keep_origins(planned.relation);
+        }
+        let definition = planned.definition(&table_id);
 
-        let mend = !definition.key.is_empty()
+        let mend = planned.can_be_mended()
             && found.as_ref().is_some_and(|table| same_shape(table.definition(), &definition));
         let mut entry = LiveTable {
             mend,
@@ -386,6 +387,7 @@ impl SourceSync {
             app_id,
             shown,
             version: None,
+            history: beside,
             writer: None,
             loading: false,
             clear_at_commit: false,
@@ -394,41 +396,52 @@ impl SourceSync {
         let stays = match (&broken, discontinuity) {
             (Some(reason), _) | (None, Some(Discontinuity::Halted { reason })) => {
                 tracing::error!(table = %entry.planned.name, %reason, "table is halted; the others go on");
-                entry.shown.show_halted(reason);
+                entry.all_shown().for_each(|shown| shown.show_halted(reason));
                 true
             }
             (None, Some(Discontinuity::Paused { hold })) => {
-                entry.shown.show(TableState::Paused);
+                entry.all_shown().for_each(|shown| shown.show(TableState::Paused));
                 opened.held.extend(hold.then_some(entry.planned.relation));
                 true
             }
-            (None, Some(Discontinuity::Loading) | None) => false,
+            (None, Some(Discontinuity::Loading | Discontinuity::Stale) | None) => false,
         };
         if stays {
             opened.router.halt(entry.planned.relation);
             opened.tables.insert(entry.planned.relation, entry);
             return Ok(());
         }
-        let continues = found
-            .filter(|table| discontinuity.is_none() && same_shape(table.definition(), &entry.definition));
-        let position = continues.as_ref().and_then(|table| table.txn(&entry.app_id));
-        match (continues, position) {
-            (Some(table), Some(position)) => {
-                let from = Lsn(position.unsigned_abs());
-                opened.first_cut = opened.first_cut.max(from);
+        let continues = found.filter(|table| same_shape(table.definition(), &entry.definition));
+        let position = continues.as_ref().and_then(|table| position_of(table, &entry.app_id));
+        let of_history = match &entry.history {
+            Some(beside) => history.as_ref().and_then(|table| position_of(table, &beside.app_id)),
+            None => position,
+        };
+        // A load whose join was interrupted is whole if the slot still has everything after it.
+        let follows = |(own, of_history): &(Lsn, Lsn)| match discontinuity {
+            None => true,
+            Some(Discontinuity::Loading) => opened.confirmed <= *own.min(of_history),
+            Some(_) => false,
+        };
+        let is_stale = discontinuity == Some(&Discontinuity::Stale);
+        match (continues, position.zip(of_history).filter(follows)) {
+            (Some(table), Some((position, of_history))) => {
+                let from = position.min(of_history);
+                opened.first_cut = opened.first_cut.max(position).max(of_history);
                 opened.router.go_live(
                     entry.planned.relation,
                     entry.planned.schema.clone(),
                     entry.planned.builder.clone(),
                     from,
                 );
-                entry.show_live(&table, from);
-                let upkeep = TableUpkeep::new(entry.shown.clone(), self.upkeep.clone());
-                entry.writer = Some(TableWriter::spawn(table, upkeep, &opened.tasks));
+                entry.clear_at_commit = discontinuity.is_some();
+                entry.follow(table, history, [position, of_history], &self.upkeep, &opened.tasks);
             }
             _ => {
                 entry.loading = true;
                 opened.to_load.push(entry.planned.relation);
+                let mark = if is_stale { Discontinuity::Stale } else { Discontinuity::Loading };
+                opened.marks.push((entry.table_id.clone(), mark));
             }
         }
         opened.tables.insert(entry.planned.relation, entry);
@@ -448,6 +461,39 @@ impl SourceSync {
             app_id: format!("tidewater/{}/{}/consistent_points/{incarnation}", self.instance, self.database),
             options: self.writer_options(),
         }
+    }
+
+    /// Looks for a table in the lake: what is there, or why it cannot be gone on from. Every opening finds the same, so
+    /// nothing has to remember that.
+    async fn look_for(
+        &self,
+        location: &TableLocation,
+    ) -> Result<(Option<MirrorTable>, Option<String>), SyncError> {
+        match MirrorTable::open(location.clone(), self.writer_options()).await {
+            Ok(found) => Ok((found, None)),
+            Err(error) if halts_table(&error) => Ok((None, Some(error_chain(&error)))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The history beside a mirror, with `mode: both`.
+    async fn open_history(
+        &self,
+        planned: &PlannedTable,
+        incarnation: &str,
+    ) -> Result<OpenedHistory, SyncError> {
+        let Some(folder) = &planned.history_folder else { return Ok(OpenedHistory::default()) };
+        let location = self.lake.table(&folder.each_ref().map(String::as_str));
+        let name = history_name(&planned.name);
+        let shown = Shown { board: self.board.clone(), database: self.database.clone(), table: name.clone() };
+        self.board.update(&self.database, &name, |status| status.location = location.uri().to_owned());
+        let (found, broken) = self.look_for(&location).await?;
+        let table_id = table_id(found.as_ref(), &name, &location)?;
+        let definition = planned.history_definition(&table_id);
+        let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
+        let table = found.filter(|table| same_shape(table.definition(), &definition));
+        let beside = Some(HistoryBeside { location, definition, app_id, shown });
+        Ok(OpenedHistory { table, beside, broken })
     }
 
     /// How a table's files are written.
@@ -475,6 +521,16 @@ impl Interruption {
     }
 }
 
+/// A history beside a mirror, as it was found.
+#[derive(Default)]
+struct OpenedHistory {
+    /// The table, if it has the shape to go on.
+    table: Option<MirrorTable>,
+    beside: Option<HistoryBeside>,
+    /// Why it cannot be opened.
+    broken: Option<String>,
+}
+
 /// What preparing found.
 pub struct OpenedTables {
     /// Knows every table's stage.
@@ -493,6 +549,23 @@ pub struct OpenedTables {
     pub points: PointsTable,
     /// The first cut lies at or above every table's position.
     pub first_cut: Lsn,
+    /// Where the slot begins: what was committed later is sent.
+    confirmed: Lsn,
+    /// What `sync_state.json` is to say of those that have to be loaded.
+    marks: Vec<(String, Discontinuity)>,
+}
+
+/// The id that a table of the lake was given when it was made, a new one if it is not there yet.
+fn table_id(found: Option<&MirrorTable>, name: &str, location: &TableLocation) -> Result<String, SyncError> {
+    let Some(found) = found else { return Ok(uuid::Uuid::new_v4().to_string()) };
+    found.definition().configuration.get("tidewater.table_id").cloned().ok_or_else(|| {
+        SyncError::ForeignTable { table: name.to_owned(), location: location.uri().to_owned() }
+    })
+}
+
+/// Up to where a table holds every change.
+fn position_of(table: &MirrorTable, app_id: &str) -> Option<Lsn> {
+    table.txn(app_id).map(|position| Lsn(position.unsigned_abs()))
 }
 
 /// Whether changes of `wanted` fit the table as it stands.
@@ -506,16 +579,4 @@ fn same_shape(table: &TableDefinition, wanted: &TableDefinition) -> bool {
         && table.key == wanted.key
         && table.partition_by == wanted.partition_by
         && table.deletion_vectors == wanted.deletion_vectors
-}
-
-/// A table's shape in the lake.
-fn definition(planned: &PlannedTable, table_id: &str) -> TableDefinition {
-    TableDefinition {
-        schema: planned.schema.arrow_schema(),
-        kind: planned.kind,
-        key: planned.schema.key.clone(),
-        partition_by: planned.partition_by.clone(),
-        configuration: origin_properties(planned, table_id),
-        deletion_vectors: planned.deletion_vectors,
-    }
 }

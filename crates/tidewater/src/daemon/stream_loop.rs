@@ -15,6 +15,7 @@ mod loading;
 mod requests;
 mod verifying;
 
+use super::batch::Batch;
 use super::consistent_points::PointRecorder;
 use super::crash_point::death_point;
 use super::first_load::{LoadFailed, LoadTable, Loaded};
@@ -23,6 +24,7 @@ use super::retained_wal::RetainedWal;
 use super::router::{CommitPoint, Router, Step, Stop, TransactionReplay};
 use super::source_sync::{OpenedTables, SourceSync};
 use super::sync_state::{Discontinuity, SyncState};
+use super::table_upkeep::{TableUpkeep, UpkeepPolicy};
 use super::table_writer::{Outcome, Shown, TableWriter};
 use super::{SyncError, commit_info};
 use crate::status::TableState;
@@ -40,7 +42,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use verifying::Verifier;
-use wal_decoder::{Lsn, RowChanges};
+use wal_decoder::Lsn;
 
 /// Messages taken in one go before everything else gets its turn.
 const MESSAGES_AT_ONCE: usize = 512;
@@ -81,12 +83,27 @@ pub struct LiveTable {
     pub version: Option<i64>,
     /// It is in the lake in its present shape: what it lacks is found by comparing.
     pub mend: bool,
+    /// The history beside it, with `mode: both`.
+    pub history: Option<HistoryBeside>,
     /// Its task, once it is live.
     pub writer: Option<TableWriter>,
     /// Its load is under way or waiting.
     pub loading: bool,
     /// It is caught up once the next cut is committed, and leaves `sync_state.json` then.
     pub clear_at_commit: bool,
+}
+
+/// The second table of the lake that a source table has with `mode: both`.
+#[derive(Debug, Clone)]
+pub struct HistoryBeside {
+    /// Where it is.
+    pub location: TableLocation,
+    /// Its shape.
+    pub definition: TableDefinition,
+    /// The application id of its `txn` entries.
+    pub app_id: String,
+    /// Where its state is shown.
+    pub shown: Shown,
 }
 
 impl LiveTable {
@@ -103,6 +120,7 @@ impl LiveTable {
             mend: self.mend,
             lake: sync.reader.clone(),
             spool: sync.spool_directory(),
+            history: self.history.clone(),
         }
     }
 
@@ -111,22 +129,41 @@ impl LiveTable {
         self.writer.is_some() && !self.loading && !self.clear_at_commit
     }
 
+    /// It is known by this name, or its history is.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.all_shown().any(|shown| shown.table == name)
+    }
+
+    /// Where its state is shown, and that of its history.
+    pub fn all_shown(&self) -> impl Iterator<Item = &Shown> {
+        std::iter::once(&self.shown).chain(self.history.as_ref().map(|beside| &beside.shown))
+    }
+
+    /// Starts the task of its table in the lake, and of its history. `from` is what each has already.
+    pub fn follow(
+        &mut self,
+        table: MirrorTable,
+        history: Option<MirrorTable>,
+        from: [Lsn; 2],
+        upkeep: &UpkeepPolicy,
+        tasks: &TaskTracker,
+    ) {
+        let [own, of_history] = from;
+        let upkeep_of = |shown: &Shown| TableUpkeep::new(shown.clone(), upkeep.clone());
+        self.version = Some(table.version());
+        self.shown.show_live(&table, self.streaming_state(), own);
+        let mut writer = TableWriter::spawn(table, own, upkeep_of(&self.shown), tasks);
+        if let Some((beside, table)) = self.history.as_ref().zip(history) {
+            beside.shown.show_live(&table, self.streaming_state(), of_history);
+            let history = TableWriter::spawn(table, of_history, upkeep_of(&beside.shown), tasks);
+            writer = writer.with_history(history, beside.app_id.clone(), beside.shown.clone());
+        }
+        self.writer = Some(writer);
+    }
+
     /// What it does while it follows the stream.
     pub fn streaming_state(&self) -> TableState {
         if self.planned.inserts_only.is_some() { TableState::InsertsOnly } else { TableState::Streaming }
-    }
-
-    /// Shows it as following the stream.
-    pub fn show_live(&mut self, table: &MirrorTable, position: Lsn) {
-        let (version, rows, state) = (table.version(), table.stats().rows, self.streaming_state());
-        self.version = Some(version);
-        self.shown.board.update(&self.shown.database, &self.shown.table, |status| {
-            status.state = state;
-            status.position = Some(position);
-            status.version = Some(version);
-            status.rows = Some(rows);
-            status.error = None;
-        });
     }
 }
 
@@ -189,6 +226,7 @@ impl StreamLoop {
         opened: OpenedTables,
         target: Target,
     ) -> StreamLoop {
+        let clearing = opened.tables.values().any(|table| table.clear_at_commit);
         StreamLoop {
             load_slot: format!("{}_load", slot.chars().take(58).collect::<String>()),
             router: opened.router,
@@ -209,7 +247,8 @@ impl StreamLoop {
             loads: JoinSet::new(),
             loaded: mpsc::channel(1),
             flight: None,
-            waiting_since: None,
+            // A table that was being loaded leaves `sync_state.json` with the first cut.
+            waiting_since: clearing.then(Instant::now),
             oldest_commit: None,
             last_commit: CommitPoint { end_lsn: Lsn::ZERO, commit_time: 0 },
             source_end: Lsn::ZERO,
@@ -348,7 +387,7 @@ impl StreamLoop {
         Ok(())
     }
 
-    async fn apply(&mut self, relation: u32, changes: RowChanges) -> Result<(), SyncError> {
+    async fn apply(&mut self, relation: u32, changes: Batch) -> Result<(), SyncError> {
         if let Some(table) = self.tables.get(&relation) {
             let letters = self.router.take_dead_letters(relation);
             self.sync.dead_letters.record(&table.planned, letters, self.last_commit.end_lsn).await?;
@@ -413,7 +452,7 @@ impl StreamLoop {
             let spec =
                 commit_info::of_stream(&table.app_id, self.confirmed, point.end_lsn, point.commit_time);
             let answer = writer.commit(spec).await?;
-            flight.answers.push(Box::pin(async move { (relation, answer.await.ok()) }));
+            flight.answers.push(Box::pin(async move { (relation, answer.await) }));
         }
         for (relation, table) in &mut self.tables {
             if std::mem::take(&mut table.clear_at_commit) {
@@ -504,7 +543,7 @@ impl StreamLoop {
             }
             table.loading = false;
             table.clear_at_commit = false;
-            table.shown.show_halted(&reason);
+            table.all_shown().for_each(|shown| shown.show_halted(&reason));
             let entry = (table.table_id.clone(), Discontinuity::Halted { reason });
             self.state.enter(vec![entry]).await?;
         }
@@ -518,7 +557,7 @@ impl StreamLoop {
                 // Everything is planned anew from the catalog; named as discontinuous, the table is
                 // loaded in its new shape, and replaced in one commit.
                 let Some(table) = self.tables.get(&relation) else { return Ok(()) };
-                self.state.enter(vec![(table.table_id.clone(), Discontinuity::Loading)]).await?;
+                self.state.enter(vec![(table.table_id.clone(), Discontinuity::Stale)]).await?;
                 Err(SyncError::ShapeChanged { table: table.planned.name.clone(), source: error })
             }
         }
@@ -580,16 +619,9 @@ impl StreamLoop {
             if table.clear_at_commit || self.flight.as_ref().is_some_and(lands) {
                 continue;
             }
-            let labels = [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
-            table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
-                if matches!(status.state, TableState::Streaming | TableState::InsertsOnly) {
-                    status.position = status.position.max(Some(self.confirmed));
-                    status.lag_bytes = Some(lag_bytes);
-                    status.lag_seconds = Some(lag_seconds);
-                    metrics::gauge!(telemetry::SYNC_LAG_BYTES, &labels).set(lag_bytes as f64);
-                    metrics::gauge!(telemetry::SYNC_LAG_SECONDS, &labels).set(lag_seconds);
-                }
-            });
+            for shown in table.all_shown() {
+                shown.show_lag(self.confirmed, lag_bytes, lag_seconds);
+            }
         }
         self.reap_comparisons();
         if self.ticks % SOURCE_TICKS == 1 {

@@ -28,6 +28,9 @@ const SIZE_LIMIT: u64 = 16 << 20;
 pub enum Discontinuity {
     /// Its load, or the changes made while it ran, are not all committed yet.
     Loading,
+    /// Its rows cannot be gone on from, however far they are: its shape changed, its owner wants it loaded, or it was
+    /// not followed for a while.
+    Stale,
     /// An error stopped it; it is mended when its owner asks for it.
     Halted {
         /// What happened, for `status` after a restart.
@@ -144,7 +147,7 @@ impl SyncState {
         let mut content = self.content.clone();
         content.tables.extend(entries);
         for left in self.content.following.difference(&following) {
-            content.tables.entry(left.clone()).or_insert(Discontinuity::Loading);
+            content.tables.entry(left.clone()).or_insert(Discontinuity::Stale);
         }
         content.following = following;
         self.put(content).await
@@ -212,7 +215,7 @@ mod tests {
         let mut state = SyncState::read(store, path).await.unwrap();
         state.follow(ids(&["a", "b"]), Vec::new()).await.unwrap();
         assert_eq!(state.discontinuity("a"), None);
-        assert_eq!(state.discontinuity("b"), Some(&Discontinuity::Loading));
+        assert_eq!(state.discontinuity("b"), Some(&Discontinuity::Stale));
     }
 
     #[tokio::test]

@@ -4,17 +4,23 @@
 //! the log or when it is certain that there will be none. A change that cannot be taken halts the table
 //! and leaves the others alone. Anything else that goes wrong, a lake that is away above all, is no
 //! matter of one table: it interrupts the database's sync, which starts again from what is committed.
+//!
+//! A source table with `mode: both` becomes two tables of the lake, each with a task and a `txn` of its own. They get
+//! the same changes and commit at the same cuts; a crash between the two commits leaves one ahead, which then passes
+//! over what it has already.
 
 use super::SyncError;
+use super::batch::Batch;
 use super::error::{error_chain, halts_table};
 use super::table_upkeep::{TableUpkeep, UpkeepStep};
 use crate::status::{StatusBoard, TableState};
+use crate::telemetry;
 use delta_writer::{CommitSpec, Committed, DeltaError, MirrorTable};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
-use wal_decoder::RowChanges;
+use wal_decoder::Lsn;
 
 /// Batches that wait for one table: one behind the one being applied.
 const QUEUE: usize = 1;
@@ -38,7 +44,7 @@ pub enum Outcome {
 }
 
 enum Work {
-    Apply(RowChanges),
+    Apply(Batch),
     Commit(Box<CommitSpec>, oneshot::Sender<Outcome>),
 }
 
@@ -47,6 +53,15 @@ enum Work {
 pub struct TableWriter {
     work: mpsc::Sender<Work>,
     task: JoinHandle<()>,
+    history: Option<Box<HistoryWriter>>,
+}
+
+/// The history beside a mirror.
+#[derive(Debug)]
+struct HistoryWriter {
+    writer: TableWriter,
+    app_id: String,
+    shown: Shown,
 }
 
 /// Where a table's state is shown.
@@ -76,41 +91,128 @@ impl Shown {
             status.error = Some(reason.to_owned());
         });
     }
+
+    /// Shows a table that follows the stream up to `position`.
+    pub fn show_live(&self, table: &MirrorTable, state: TableState, position: Lsn) {
+        let (version, rows) = (table.version(), table.stats().rows);
+        self.board.update(&self.database, &self.table, |status| {
+            status.state = state;
+            status.position = Some(position);
+            status.version = Some(version);
+            status.rows = Some(rows);
+            status.error = None;
+        });
+    }
+
+    /// Shows how far a table that follows the stream is behind it.
+    pub fn show_lag(&self, position: Lsn, bytes: u64, seconds: f64) {
+        let labels = [("database", self.database.clone()), ("table", self.table.clone())];
+        self.board.update(&self.database, &self.table, |status| {
+            if matches!(status.state, TableState::Streaming | TableState::InsertsOnly) {
+                status.position = status.position.max(Some(position));
+                status.lag_bytes = Some(bytes);
+                status.lag_seconds = Some(seconds);
+                metrics::gauge!(telemetry::SYNC_LAG_BYTES, &labels).set(bytes as f64);
+                metrics::gauge!(telemetry::SYNC_LAG_SECONDS, &labels).set(seconds);
+            }
+        });
+    }
+
+    fn show_outcome(&self, outcome: Option<&Outcome>, position: Lsn) {
+        match outcome {
+            Some(Outcome::Committed { committed, rows }) => {
+                self.board.update(&self.database, &self.table, |status| {
+                    status.position = Some(position);
+                    status.version = Some(committed.version);
+                    status.rows = Some(*rows);
+                });
+            }
+            Some(Outcome::Halted(reason)) => self.show_halted(reason),
+            Some(Outcome::Unchanged | Outcome::Failed(_)) | None => {}
+        }
+    }
 }
 
 impl TableWriter {
-    /// Starts the task that owns `table` and keeps it up.
-    pub fn spawn(table: MirrorTable, upkeep: TableUpkeep, tasks: &TaskTracker) -> TableWriter {
+    /// Starts the task that owns `table` and keeps it up. The table holds every transaction whose commit record begins
+    /// below `from`.
+    pub fn spawn(table: MirrorTable, from: Lsn, upkeep: TableUpkeep, tasks: &TaskTracker) -> TableWriter {
         let (work, queue) = mpsc::channel(QUEUE);
-        let owner = Owner { table, upkeep, failure: None, between_flushes: true };
+        let owner = Owner { table, from, upkeep, failure: None, between_flushes: true };
         let task = tasks.spawn(owner.run(queue));
-        TableWriter { work, task }
+        TableWriter { work, task, history: None }
     }
 
-    /// Ends the task and waits until its table is closed; what was not committed is dropped.
+    /// This table and its history, as one: they are given the same changes.
+    pub fn with_history(self, writer: TableWriter, app_id: String, shown: Shown) -> TableWriter {
+        TableWriter { history: Some(Box::new(HistoryWriter { writer, app_id, shown })), ..self }
+    }
+
+    /// Ends the task and waits until its table is closed, and its history; what was not committed is dropped.
     pub async fn close(self) {
         drop(self.work);
-        if self.task.await.is_err() {
-            tracing::error!("a table's task ended unexpectedly; its table is closed");
+        let of_history = self.history.map(|history| history.writer.task);
+        for task in std::iter::once(self.task).chain(of_history) {
+            if task.await.is_err() {
+                tracing::error!("a table's task ended unexpectedly; its table is closed");
+            }
         }
     }
 
     /// Hands over changes; waits while the table is busy with earlier ones.
-    pub async fn apply(&self, changes: RowChanges) -> Result<(), SyncError> {
-        self.work.send(Work::Apply(changes)).await.map_err(|_| SyncError::WriterGone)
+    pub async fn apply(&self, batch: Batch) -> Result<(), SyncError> {
+        if let Some(history) = &self.history {
+            history.writer.work.send(Work::Apply(batch.clone())).await.map_err(|_| SyncError::WriterGone)?;
+        }
+        self.work.send(Work::Apply(batch)).await.map_err(|_| SyncError::WriterGone)
     }
 
-    /// Asks for a commit of everything handed over; the receiver hears what became of it.
-    pub async fn commit(&self, spec: CommitSpec) -> Result<oneshot::Receiver<Outcome>, SyncError> {
+    /// Asks for a commit of everything handed over. What comes back says what became of it, `None` when the task
+    /// has ended; with a history, once both have answered.
+    pub async fn commit(
+        &self,
+        spec: CommitSpec,
+    ) -> Result<impl Future<Output = Option<Outcome>> + Send + use<>, SyncError> {
+        let position = Lsn(spec.version.unsigned_abs());
+        let of_history = match &self.history {
+            None => None,
+            Some(history) => {
+                let spec = CommitSpec { app_id: history.app_id.clone(), ..spec.clone() };
+                Some((history.writer.ask(spec).await?, history.shown.clone()))
+            }
+        };
+        let own = self.ask(spec).await?;
+        Ok(async move {
+            let own = own.await.ok();
+            let Some((answer, shown)) = of_history else { return own };
+            let of_history = answer.await.ok();
+            shown.show_outcome(of_history.as_ref(), position);
+            graver(own, of_history)
+        })
+    }
+
+    async fn ask(&self, spec: CommitSpec) -> Result<oneshot::Receiver<Outcome>, SyncError> {
         let (answer, outcome) = oneshot::channel();
         self.work.send(Work::Commit(Box::new(spec), answer)).await.map_err(|_| SyncError::WriterGone)?;
         Ok(outcome)
     }
 }
 
+/// What the stream has to know of two tables that go on together or not at all.
+fn graver(mirror: Option<Outcome>, history: Option<Outcome>) -> Option<Outcome> {
+    match (mirror, history) {
+        (None, _) | (_, None) => None,
+        (Some(failed @ Outcome::Failed(_)), _) | (_, Some(failed @ Outcome::Failed(_))) => Some(failed),
+        (Some(halted @ Outcome::Halted(_)), _) | (_, Some(halted @ Outcome::Halted(_))) => Some(halted),
+        (Some(mirror), Some(_)) => Some(mirror),
+    }
+}
+
 /// A table, with all that its task knows of it.
 struct Owner {
     table: MirrorTable,
+    /// What it has already: transactions whose commit record begins below.
+    from: Lsn,
     upkeep: TableUpkeep,
     /// The first failure is the answer to the next commit, and the end: whoever asked opens the table anew.
     failure: Option<DeltaError>,
@@ -137,10 +239,10 @@ impl Owner {
                 step = self.upkeep.next(), if quiet => Next::Upkeep(step),
             };
             match next {
-                Next::Work(Work::Apply(changes)) => {
+                Next::Work(Work::Apply(batch)) => {
                     self.between_flushes = false;
                     if self.failure.is_none() {
-                        self.failure = self.table.apply(changes).await.err();
+                        self.failure = batch.since(self.from).give_to(&mut self.table).await.err();
                     }
                 }
                 Next::Work(Work::Commit(spec, answer)) => {

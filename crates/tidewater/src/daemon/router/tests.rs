@@ -154,7 +154,7 @@ impl Rig {
     fn cut(&mut self, relation: u32) -> (Vec<i32>, Vec<Op>) {
         let cut = self.router.cut();
         let changes = cut.into_iter().find(|(id, _)| *id == relation).and_then(|(_, changes)| changes);
-        let Some(changes) = changes else { return (Vec::new(), Vec::new()) };
+        let Some(Batch { changes, .. }) = changes else { return (Vec::new(), Vec::new()) };
         (changes.rows.column(0).as_primitive::<Int32Type>().values().to_vec(), changes.ops)
     }
 }
@@ -276,6 +276,54 @@ fn a_loading_tables_changes_wait_and_those_in_its_snapshot_are_dropped() {
 }
 
 #[test]
+fn changes_know_their_transaction_and_their_number_in_it_wherever_they_waited() {
+    let mut rig = Rig::new();
+    rig.router.keep_origins(7);
+    let mut rig = rig.live(7, 0).live(8, 0);
+    let origins = |rig: &mut Rig| {
+        let cut = rig.router.cut();
+        let batch = cut.into_iter().find(|(id, _)| *id == 7).and_then(|(_, batch)| batch).unwrap();
+        assert_eq!(batch.origins.len(), batch.changes.ops.len());
+        batch.origins.iter().map(|origin| (origin.commit_lsn.0, origin.xid, origin.seq)).collect::<Vec<_>>()
+    };
+    let chunk = Wire { xid: Some(100) };
+    let streamed = [
+        stream_start(100, true),
+        chunk.relation(7, &["id"]),
+        chunk.insert(7, &[2]),
+        chunk.truncate(&[8, 7]),
+        stream_stop(),
+        stream_commit(100, 20, 25),
+    ];
+    rig.tell(&[begin(10), PLAIN.relation(7, &["id"]), PLAIN.relation(8, &["id"]), PLAIN.insert(7, &[1])]);
+    rig.tell(&[PLAIN.insert(8, &[1]), PLAIN.insert(7, &[3]), commit(10, 15)]);
+    rig.tell(&streamed);
+    let expected = [(10, 0, 1), (10, 0, 3), (20, 100, 1), (20, 100, 3)];
+    assert_eq!(origins(&mut rig), expected);
+
+    rig.router.start_loading(7).unwrap();
+    rig.tell(&[
+        begin(10),
+        PLAIN.insert(7, &[1]),
+        PLAIN.insert(8, &[1]),
+        PLAIN.insert(7, &[3]),
+        commit(10, 15),
+    ]);
+    rig.tell(&streamed);
+    let spool = rig.router.take_spool(7).unwrap();
+    rig.router.go_live(7, schema(&["id"]), BuilderOptions::default(), Lsn(5));
+    let mut reader = spool.into_reader().unwrap();
+    let mut bytes = Vec::new();
+    // In the middle of another transaction.
+    rig.tell(&[begin(90), PLAIN.insert(8, &[1])]);
+    while let Some(tag) = reader.next(&mut bytes).unwrap() {
+        rig.router.spooled_message(7, tag, &Bytes::copy_from_slice(&bytes)).unwrap();
+    }
+    rig.tell(&[commit(90, 95)]);
+    assert_eq!(origins(&mut rig), expected);
+}
+
+#[test]
 fn a_changed_shape_stops_its_table_when_its_first_row_comes() {
     let mut rig = Rig::new().live(7, 0).live(8, 0);
     rig.tell(&[begin(10), PLAIN.relation(7, &["id", "more"]), PLAIN.relation(8, &["id"])]);
@@ -292,7 +340,8 @@ fn full_builders_are_handed_over_before_the_transaction_ends() {
     let mut handed_over = 0;
     for id in 0..3 * HAND_OVER_OPS as i32 {
         if let Step::HandOver = rig.router.message(&PLAIN.insert(7, &[id])).unwrap() {
-            handed_over += rig.router.hand_over().iter().map(|(_, changes)| changes.ops.len()).sum::<usize>();
+            handed_over +=
+                rig.router.hand_over().iter().map(|(_, batch)| batch.changes.ops.len()).sum::<usize>();
         }
     }
     assert_eq!(handed_over, 3 * HAND_OVER_OPS);

@@ -8,8 +8,6 @@ use crate::daemon::SyncError;
 use crate::daemon::error::error_chain;
 use crate::daemon::first_load::{self, LoadFailed, Loaded};
 use crate::daemon::router::Step;
-use crate::daemon::table_upkeep::TableUpkeep;
-use crate::daemon::table_writer::TableWriter;
 use crate::status::TableState;
 use bytes::Bytes;
 use std::time::Instant;
@@ -23,13 +21,11 @@ impl StreamLoop {
         for relation in std::mem::take(&mut self.to_load) {
             if let Some(table) = self.tables.get(&relation) {
                 let estimated = table.planned.source.estimated_rows;
-                table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
-                    status.state = match table.mend {
-                        true => TableState::Reloading { rows_done: 0, rows_estimated: estimated },
-                        false => TableState::Loading { rows_done: 0, rows_estimated: estimated },
-                    };
-                    status.error = None;
-                });
+                let state = match table.mend {
+                    true => TableState::Reloading { rows_done: 0, rows_estimated: estimated },
+                    false => TableState::Loading { rows_done: 0, rows_estimated: estimated },
+                };
+                table.all_shown().for_each(|shown| shown.show(state));
                 requests.push(table.load_request(&self.sync));
             }
         }
@@ -43,16 +39,17 @@ impl StreamLoop {
     pub(super) async fn join_stream(&mut self, loaded: Loaded) -> Result<(), SyncError> {
         let Some(table) = self.tables.get_mut(&loaded.relation) else { return Ok(()) };
         let Some(spool) = self.router.take_spool(loaded.relation) else { return Ok(()) };
-        table.show_live(&loaded.table, loaded.snapshot);
-        let upkeep = TableUpkeep::new(table.shown.clone(), self.sync.upkeep.clone());
-        table.writer = Some(TableWriter::spawn(loaded.table, upkeep, &self.tasks));
+        let from = [loaded.snapshot; 2];
+        table.follow(loaded.table, loaded.history, from, &self.sync.upkeep, &self.tasks);
         table.loading = false;
-        table.mend = !table.definition.key.is_empty();
+        table.mend = table.planned.can_be_mended();
         table.clear_at_commit = true;
         let (schema, options) = (table.planned.schema.clone(), table.planned.builder.clone());
         tracing::info!(table = %table.planned.name, changes = spool.messages(), "joining the stream");
         self.router.go_live(loaded.relation, schema, options, loaded.snapshot);
         self.first_cut = self.first_cut.max(loaded.snapshot);
+        // Whatever was confirmed was received: a cut may be there, also when nothing was committed since.
+        self.last_commit.end_lsn = self.last_commit.end_lsn.max(self.confirmed);
 
         let mut reader = spool.into_reader().map_err(SyncError::Spool)?;
         let mut message = Vec::new();

@@ -27,8 +27,7 @@ impl StreamLoop {
                 return Ok(());
             }
         };
-        let Some(relation) =
-            self.tables.iter().find(|(_, live)| live.planned.name == table).map(|(id, _)| *id)
+        let Some(relation) = self.tables.iter().find(|(_, live)| live.is_called(&table)).map(|(id, _)| *id)
         else {
             tracing::warn!(database = %self.sync.database, %table, ?request, "this table is not synced any more");
             return Ok(());
@@ -77,7 +76,7 @@ impl StreamLoop {
         }
         self.leave_stream(relation, Discontinuity::Paused { hold }).await?;
         if let Some(table) = self.tables.get(&relation) {
-            table.shown.show(TableState::Paused);
+            table.all_shown().for_each(|shown| shown.show(TableState::Paused));
         }
         Ok(())
     }
@@ -102,12 +101,12 @@ impl StreamLoop {
         if self.tables.get(&relation).is_none_or(|table| table.loading) {
             return Ok(());
         }
-        self.leave_stream(relation, Discontinuity::Loading).await?;
+        self.leave_stream(relation, Discontinuity::Stale).await?;
         self.held.remove(&relation);
         self.router.start_loading(relation)?;
         if let Some(table) = self.tables.get_mut(&relation) {
             table.loading = true;
-            table.shown.show(TableState::Waiting);
+            table.all_shown().for_each(|shown| shown.show(TableState::Waiting));
         }
         self.to_load.push(relation);
         Ok(())

@@ -12,6 +12,7 @@
 //! are open at the source, so the hold is short, and is tried again once they have ended.
 
 use super::{LiveTable, StreamLoop};
+use crate::config::Mode;
 use crate::daemon::SyncError;
 use crate::daemon::error::error_chain;
 use crate::daemon::plan::PlannedTable;
@@ -167,7 +168,12 @@ impl StreamLoop {
         let Some(verification) = self.verifier.waiting.pop_front() else { return Ok(()) };
         let mut tables = Vec::new();
         for name in verification.open_tables() {
-            match self.tables.values().find(|table| table.planned.name == name).map(comparable) {
+            match self
+                .tables
+                .values()
+                .find(|table| table.is_called(&name))
+                .map(|table| comparable(table, &name))
+            {
                 Some(Ok((planned, version))) => {
                     verification.compared_at(&name, exported.position, version);
                     tables.push((planned, version.unsigned_abs()));
@@ -207,8 +213,11 @@ impl StreamLoop {
 }
 
 /// What of a table is compared, or why nothing is.
-fn comparable(table: &LiveTable) -> Result<(PlannedTable, i64), &'static str> {
+fn comparable(table: &LiveTable, name: &str) -> Result<(PlannedTable, i64), &'static str> {
     match table.version {
+        _ if table.planned.mode == Mode::History || table.planned.name != name => {
+            Err("its rows are changes, which the source does not keep: with `mode: both`, compare its mirror")
+        }
         _ if table.planned.inserts_only.is_some() => {
             Err("only inserts of it are followed, so it differs wherever a row was updated or deleted")
         }
