@@ -362,14 +362,16 @@ async fn statements_that_are_no_queries_are_refused() {
 #[tokio::test]
 async fn what_is_promised_for_later_says_so() {
     let lake = spark_lake().await;
-    for query in [
-        "SELECT * FROM history('orders')",
-        "SELECT * FROM changes('orders', 1, 2)",
-        "SELECT * FROM live.shop.public.orders",
-    ] {
+    for query in ["SELECT * FROM changes('orders', 1, 2)", "SELECT * FROM live.shop.public.orders"] {
         let message = error(&lake, query).await;
         assert!(message.contains("not available yet"), "{query}: {message}");
     }
+}
+
+#[tokio::test]
+async fn the_history_of_a_table_without_one_is_an_error_that_names_the_modes() {
+    let message = error(&spark_lake().await, "SELECT * FROM history('orders')").await;
+    assert!(message.contains("orders_history") && message.contains("mode: history"), "{message}");
 }
 
 #[tokio::test]
