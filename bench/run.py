@@ -34,6 +34,8 @@ from measurement import Incomplete, Section
 from postgres import Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
+# Figures that no later run can measure again.
+OPTIMISATIONS = Path(__file__).with_name("optimisations.md")
 # What the Makefile builds.
 BINARY = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "tidewater"
 
@@ -152,7 +154,7 @@ def main() -> int:
     if arguments.report:
         seconds = time.monotonic() - began
         run = report.Circumstances(_command(arguments), ROOT, versions, load_average, seconds)
-        arguments.report.write_text(report.report(sections, failures, run))
+        arguments.report.write_text(report.report(sections, failures, run) + "\n" + OPTIMISATIONS.read_text())
         print(f"\nbench: written to {os.path.relpath(arguments.report)}")
     return 1 if failures else 0
 
