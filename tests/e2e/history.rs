@@ -16,12 +16,16 @@ const SOON: Duration = Duration::from_secs(90);
 type Cells = Vec<Option<String>>;
 
 fn site(url: &str, mode: &str) -> Site {
-    Site::new(&format!(
+    Site::new(&configuration(url, mode))
+}
+
+fn configuration(url: &str, mode: &str) -> String {
+    format!(
         "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
          databases:\n  shop: {{url: \"{url}\", tls: disable}}\n\
          to_lake:\n  - {{database: shop, tables: [\"public.*\"], flush: 200ms, mode: {mode}}}\n",
         free_port()
-    ))
+    )
 }
 
 fn history_of(site: &Site, table: &str) -> LakeTable {
@@ -267,6 +271,37 @@ async fn rows_know_their_transaction_and_their_place_in_it() {
     let none = site.command(&["sql", "SELECT * FROM history('customers')"]).await;
     assert_eq!(none.code, Some(1));
     assert!(none.stderr.contains("mode: history"), "{}", none.stderr);
+}
+
+#[tokio::test]
+async fn a_history_that_was_left_out_for_a_while_gets_what_it_missed() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    let fill = "CREATE TABLE orders (id int PRIMARY KEY, v text); INSERT INTO orders SELECT n, 'v' FROM generate_series(1, 100) n";
+    client.batch_execute(fill).await.unwrap();
+    let url = postgres.url("shop");
+    let site = site(&url, "both");
+    site.run_until_caught_up().await;
+    let mut reader = Reader::start();
+    assert_eq!(assert_replays(&mut reader, &url, &site, "orders").await, 100);
+
+    site.configure(&configuration(&url, "mirror"));
+    client
+        .batch_execute("UPDATE orders SET v = 'missed' WHERE id <= 7; DELETE FROM orders WHERE id > 95")
+        .await
+        .unwrap();
+    site.run_until_caught_up().await;
+
+    site.configure(&configuration(&url, "both"));
+    site.run_until_caught_up().await;
+    assert_eq!(assert_replays(&mut reader, &url, &site, "orders").await, 100 + 2 * 7 + 5);
+
+    // It follows again, and is not loaded at every start.
+    client.batch_execute("UPDATE orders SET v = 'seen' WHERE id = 1").await.unwrap();
+    site.run_until_caught_up().await;
+    assert_eq!(assert_replays(&mut reader, &url, &site, "orders").await, 100 + 2 * 7 + 5 + 2);
+    let state = std::fs::read_to_string(site.table("shop/_tidewater/sync_state.json")).unwrap();
+    assert!(!state.contains("stale"), "{state}");
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ use delta_writer::MirrorTable;
 use futures::TryStreamExt;
 use lake_sql::LakeSession;
 use postgres_connector::SnapshotSession;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use wal_decoder::{Lsn, Op, RowChanges};
 
 /// Keys that differ, held in memory: some 64 MiB. With more of them a load is no more work.
@@ -198,14 +198,7 @@ async fn bring_in(
     found: &Differences,
     table: &mut MirrorTable,
 ) -> Result<(), SyncError> {
-    let wanted: BTreeSet<u32> = found
-        .keys
-        .values()
-        .filter_map(|difference| match difference {
-            Difference::Missing(piece) | Difference::Changed(piece) => Some(*piece),
-            Difference::Extra => None,
-        })
-        .collect();
+    let wanted = found.pieces();
     for (number, piece) in (0u32..).zip(pieces).filter(|(number, _)| wanted.contains(number)) {
         let mut reader = PieceReader::open(session, &request.planned, piece).await?;
         while let Some(batch) = reader.next().await? {

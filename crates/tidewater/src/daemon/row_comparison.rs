@@ -22,7 +22,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type, Float64Type, SchemaRef};
 use arrow::row::{RowConverter, SortField};
 use siphasher::sip128::{Hasher128, SipHasher13};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::Hasher;
 use std::path::Path;
 use std::sync::Arc;
@@ -183,6 +183,15 @@ impl Differences {
     /// Whether every differing key is in [`Differences::keys`].
     pub fn is_complete(&self) -> bool {
         self.count == self.keys.len() as u64
+    }
+
+    /// The pieces of the source that hold rows of [`Differences::keys`].
+    pub fn pieces(&self) -> BTreeSet<u32> {
+        let piece = |difference: &Difference| match difference {
+            Difference::Missing(piece) | Difference::Changed(piece) => Some(*piece),
+            Difference::Extra => None,
+        };
+        self.keys.values().filter_map(piece).collect()
     }
 }
 

@@ -344,7 +344,7 @@ impl SourceSync {
         for table in planned {
             self.open_table(state, table, &incarnation, &mut opened).await?;
         }
-        let following = opened.tables.values().map(|table| table.table_id.clone()).collect();
+        let following = opened.tables.values().flat_map(LiveTable::table_ids).collect();
         state.follow(following, std::mem::take(&mut opened.marks)).await?;
         for relation in &opened.to_load {
             opened.router.start_loading(*relation)?;
@@ -392,7 +392,12 @@ impl SourceSync {
             loading: false,
             clear_at_commit: false,
         };
-        let discontinuity = state.discontinuity(&entry.table_id);
+        let left_out = entry.history.as_ref().and_then(|beside| state.discontinuity(&beside.table_id));
+        let discontinuity = match (state.discontinuity(&entry.table_id), left_out) {
+            // It was synced without its history for a while, which has missed what came then.
+            (None | Some(Discontinuity::Loading), Some(missed)) => Some(missed),
+            (own, _) => own,
+        };
         let stays = match (&broken, discontinuity) {
             (Some(reason), _) | (None, Some(Discontinuity::Halted { reason })) => {
                 tracing::error!(table = %entry.planned.name, %reason, "table is halted; the others go on");
@@ -492,7 +497,7 @@ impl SourceSync {
         let definition = planned.history_definition(&table_id);
         let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
         let table = found.filter(|table| same_shape(table.definition(), &definition));
-        let beside = Some(HistoryBeside { location, definition, app_id, shown });
+        let beside = Some(HistoryBeside { location, definition, table_id, app_id, shown });
         Ok(OpenedHistory { table, beside, broken })
     }
 

@@ -100,6 +100,8 @@ pub struct HistoryBeside {
     pub location: TableLocation,
     /// Its shape.
     pub definition: TableDefinition,
+    /// Drawn once, kept in the table's metadata.
+    pub table_id: String,
     /// The application id of its `txn` entries.
     pub app_id: String,
     /// Where its state is shown.
@@ -107,6 +109,12 @@ pub struct HistoryBeside {
 }
 
 impl LiveTable {
+    /// The ids of all that the stream keeps going for it in the lake: its own and that of its history.
+    pub fn table_ids(&self) -> impl Iterator<Item = String> {
+        std::iter::once(self.table_id.clone())
+            .chain(self.history.as_ref().map(|beside| beside.table_id.clone()))
+    }
+
     /// What its load is to do.
     pub fn load_request(&self, sync: &SourceSync) -> LoadTable {
         LoadTable {
@@ -499,7 +507,7 @@ impl StreamLoop {
                 .iter()
                 .filter_map(|relation| self.tables.get(relation))
                 .filter(|table| !table.loading)
-                .map(|table| table.table_id.clone())
+                .flat_map(LiveTable::table_ids)
                 .collect();
             self.state.clear(&ids).await?;
             flight.clear.iter().for_each(|relation| self.points.changed(*relation));

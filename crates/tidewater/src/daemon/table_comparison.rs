@@ -6,7 +6,7 @@
 use super::SyncError;
 use super::mending::{add_lake, add_source, differences};
 use super::plan::PlannedTable;
-use super::row_comparison::{Difference, RowComparison, RowHasher};
+use super::row_comparison::{Difference, Differences, RowComparison, RowHasher};
 use super::source_rows::{Piece, PieceReader, pieces};
 use crate::verification::DifferingKey;
 use arrow::array::RecordBatch;
@@ -14,7 +14,7 @@ use arrow::util::display::array_value_to_string;
 use futures::TryStreamExt;
 use lake_sql::LakeSession;
 use postgres_connector::SnapshotSession;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Differing keys that are shown.
@@ -50,7 +50,7 @@ pub async fn compare(
     add_source(session, planned, &pieces, &hasher, &mut comparison, progress).await?;
     add_lake(lake, &planned.folder, version, &hasher, &mut comparison).await?;
     let found = differences(comparison, SHOWN_KEYS).await?;
-    let shown = Shown { planned, hasher: &hasher, keys: &found.keys };
+    let shown = Shown { planned, hasher: &hasher, found: &found };
     let mut texts = BTreeMap::new();
     shown.collect_source(session, &pieces, &mut texts).await?;
     shown.collect_lake(lake, version, &mut texts).await?;
@@ -66,7 +66,7 @@ pub async fn compare(
 struct Shown<'a> {
     planned: &'a PlannedTable,
     hasher: &'a RowHasher,
-    keys: &'a HashMap<u128, Difference>,
+    found: &'a Differences,
 }
 
 impl Shown<'_> {
@@ -76,14 +76,7 @@ impl Shown<'_> {
         pieces: &[Piece],
         texts: &mut BTreeMap<String, String>,
     ) -> Result<(), SyncError> {
-        let wanted: BTreeSet<u32> = self
-            .keys
-            .values()
-            .filter_map(|difference| match difference {
-                Difference::Missing(piece) | Difference::Changed(piece) => Some(*piece),
-                Difference::Extra => None,
-            })
-            .collect();
+        let wanted = self.found.pieces();
         for (_, piece) in (0u32..).zip(pieces).filter(|(number, _)| wanted.contains(number)) {
             let mut rows = PieceReader::open(session, self.planned, piece).await?;
             while let Some(batch) = rows.next().await? {
@@ -100,7 +93,7 @@ impl Shown<'_> {
         version: u64,
         texts: &mut BTreeMap<String, String>,
     ) -> Result<(), SyncError> {
-        if !self.keys.values().any(|difference| *difference == Difference::Extra) {
+        if !self.found.keys.values().any(|difference| *difference == Difference::Extra) {
             return Ok(());
         }
         let mut rows = lake.rows_at(&self.planned.folder, version, &self.hasher.column_names()).await?;
@@ -112,7 +105,7 @@ impl Shown<'_> {
 
     fn collect(&self, batch: &RecordBatch, texts: &mut BTreeMap<String, String>) -> Result<(), SyncError> {
         for (row, hash) in self.hasher.hash(batch)?.iter().enumerate() {
-            let difference = match self.keys.get(&hash.key) {
+            let difference = match self.found.keys.get(&hash.key) {
                 None => continue,
                 Some(Difference::Missing(_)) => "only at the source",
                 Some(Difference::Changed(_)) => "other values",
