@@ -51,6 +51,7 @@ pub use copy_out::{CopyChunk, CopyOut};
 pub use error::{Error, Result, ServerError};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use logical_stream::{Confirmer, Event, LogicalStream};
+pub use object_name::{quote_identifier, quote_literal, quote_qualified};
 pub use preflight::{Finding, RequestedTables, Severity, preflight};
 pub use publication::{PublicationNames, PublishedTable, ensure_publications, publication_names};
 pub use replication_session::{CreatedSlot, ReplicationSession, SlotOptions, StreamOptions, SystemIdentity};

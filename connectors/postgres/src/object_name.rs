@@ -40,17 +40,17 @@ fn clean(part: &str) -> String {
 }
 
 /// `name` as an SQL identifier.
-pub(crate) fn quote_identifier(name: &str) -> String {
+pub fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// `schema.name` as an SQL identifier.
-pub(crate) fn quote_qualified(schema: &str, name: &str) -> String {
+pub fn quote_qualified(schema: &str, name: &str) -> String {
     format!("{}.{}", quote_identifier(schema), quote_identifier(name))
 }
 
 /// `text` as an SQL string, whatever `standard_conforming_strings` is.
-pub(crate) fn quote_literal(text: &str) -> String {
+pub fn quote_literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }

@@ -1,1 +1,4 @@
 //! Delta versions to Postgres rows.
+
+mod crash_point;
+pub mod serve;

@@ -1,7 +1,7 @@
 //! What people ask of running syncs: pause, resume, resync, verify.
 //!
-//! The API puts a request down, the sync of its database takes it up between two messages of its stream, and
-//! `status` (or the verification's report) shows what comes of it. A request made while the sync is interrupted
+//! The API puts a request down; the sync of its database takes it up between two messages of its stream, or the serving of
+//! its table between two versions; `status` (or the verification's report) shows what comes of it. A request made while the sync is interrupted
 //! waits; one that the daemon did not live to take up was only ever promised, not done.
 
 use crate::verification::Verification;
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
-/// Requests that may wait for one database: more than anyone asks by hand.
+/// Requests that may wait for one recipient: more than anyone asks by hand.
 const MOST_WAITING: usize = 256;
 
 /// What is asked of one table.
@@ -26,7 +26,24 @@ pub enum TableRequest {
     Resync,
 }
 
-/// What is asked of one database's sync.
+/// Whom a request is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Recipient {
+    /// The sync of a database into the lake.
+    Source {
+        /// The database's name in the configuration.
+        database: String,
+    },
+    /// The serving of one table.
+    Served {
+        /// The database's name in the configuration.
+        database: String,
+        /// `schema.table`.
+        table: String,
+    },
+}
+
+/// What is asked of a recipient.
 #[derive(Debug)]
 pub enum Request {
     /// Something for one table.
@@ -42,13 +59,13 @@ pub enum Request {
 
 /// Too much is asked at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{MOST_WAITING} requests are waiting for this database already: try again once its sync goes on")]
+#[error("{MOST_WAITING} requests are waiting there already: try again once its sync goes on")]
 pub struct TooMany;
 
 /// Where requests are put down and taken up. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
 pub struct Requests {
-    waiting: Arc<Mutex<BTreeMap<String, Queue>>>,
+    waiting: Arc<Mutex<BTreeMap<Recipient, Queue>>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,10 +75,10 @@ struct Queue {
 }
 
 impl Requests {
-    /// Asks something of a database's sync.
-    pub fn put(&self, database: &str, request: Request) -> Result<(), TooMany> {
+    /// Asks something of a recipient.
+    pub fn put(&self, recipient: &Recipient, request: Request) -> Result<(), TooMany> {
         let mut waiting = self.waiting();
-        let queue = waiting.entry(database.to_owned()).or_default();
+        let queue = waiting.entry(recipient.clone()).or_default();
         if queue.requests.len() >= MOST_WAITING {
             return Err(TooMany);
         }
@@ -70,12 +87,12 @@ impl Requests {
         Ok(())
     }
 
-    /// The next request for a database. Dropping the future loses none.
-    pub async fn next(&self, database: &str) -> Request {
+    /// The next request for a recipient. Dropping the future loses none.
+    pub async fn next(&self, recipient: &Recipient) -> Request {
         loop {
             let arrived = {
                 let mut waiting = self.waiting();
-                let queue = waiting.entry(database.to_owned()).or_default();
+                let queue = waiting.entry(recipient.clone()).or_default();
                 if let Some(request) = queue.requests.pop_front() {
                     return request;
                 }
@@ -85,7 +102,7 @@ impl Requests {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, BTreeMap<String, Queue>> {
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<Recipient, Queue>> {
         // Whoever panicked with the lock held has moved whole requests.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,6 +116,10 @@ mod tests {
         Request::Table { table: table.to_owned(), request: TableRequest::Resync }
     }
 
+    fn source(database: &str) -> Recipient {
+        Recipient::Source { database: database.to_owned() }
+    }
+
     fn table(request: Request) -> String {
         match request {
             Request::Table { table, .. } => table,
@@ -107,27 +128,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_arrive_in_order_at_their_database_and_wait_for_it() {
+    async fn requests_arrive_in_order_at_their_recipient_and_wait_for_it() {
         let requests = Requests::default();
-        requests.put("shop", resync("a")).unwrap();
-        requests.put("crm", resync("b")).unwrap();
-        requests.put("shop", resync("c")).unwrap();
-        assert_eq!(table(requests.next("shop").await), "a");
-        assert_eq!(table(requests.next("shop").await), "c");
-        let (later, waiting) = (requests.clone(), requests.next("shop"));
-        let put = async { later.put("shop", resync("d")) };
+        let (shop, crm) = (&source("shop"), &source("crm"));
+        requests.put(shop, resync("a")).unwrap();
+        requests.put(crm, resync("b")).unwrap();
+        requests.put(shop, resync("c")).unwrap();
+        assert_eq!(table(requests.next(shop).await), "a");
+        assert_eq!(table(requests.next(shop).await), "c");
+        let (later, waiting) = (requests.clone(), requests.next(shop));
+        let put = async { later.put(shop, resync("d")) };
         let (request, put) = tokio::join!(waiting, put);
         assert_eq!((table(request), put), ("d".to_owned(), Ok(())));
-        assert_eq!(table(requests.next("crm").await), "b");
+        assert_eq!(table(requests.next(crm).await), "b");
     }
 
     #[test]
     fn more_than_anyone_asks_is_refused() {
         let requests = Requests::default();
         for _ in 0..MOST_WAITING {
-            requests.put("shop", resync("a")).unwrap();
+            requests.put(&source("shop"), resync("a")).unwrap();
         }
-        assert_eq!(requests.put("shop", resync("a")), Err(TooMany));
-        assert_eq!(requests.put("crm", resync("a")), Ok(()));
+        assert_eq!(requests.put(&source("shop"), resync("a")), Err(TooMany));
+        assert_eq!(requests.put(&source("crm"), resync("a")), Ok(()));
+        let served = Recipient::Served { database: "shop".into(), table: "a".into() };
+        assert_eq!(requests.put(&served, resync("a")), Ok(()));
     }
 }

@@ -46,6 +46,8 @@ pub enum TableState {
         /// the source's estimate of all rows; absent where it has none
         rows_estimated: Option<u64>,
     },
+    /// It is served from Postgres at its version, and follows the Delta table.
+    Serving,
     /// Stopped by request.
     Paused,
     /// Stopped by an error, which `error` has.
@@ -61,6 +63,7 @@ impl TableState {
             TableState::Streaming => "streaming",
             TableState::InsertsOnly => "inserts only",
             TableState::Reloading { .. } => "reloading",
+            TableState::Serving => "serving",
             TableState::Paused => "paused",
             TableState::Failed => "failed",
         }
@@ -109,6 +112,8 @@ pub struct TableStatus {
     pub oldest: Option<OldestVersion>,
     /// the last error, until it is overcome
     pub error: Option<String>,
+    /// what else is worth knowing: rows that are kept out, why it was loaded anew
+    pub note: Option<String>,
 }
 
 impl TableStatus {
@@ -127,6 +132,7 @@ impl TableStatus {
             rows: None,
             oldest: None,
             error: None,
+            note: None,
         }
     }
 }
@@ -193,6 +199,9 @@ pub struct TableReport {
     pub oldest_timestamp: Option<String>,
     /// the last error
     pub error: Option<String>,
+    /// what else is worth knowing
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// How far a load has come.
@@ -305,18 +314,18 @@ impl StatusBoard {
             && self.entries().sources.values().all(|source| source.connected)
     }
 
-    /// The database and name of the table on its way to the lake that is called `name`: `schema.table`, or
-    /// `database.schema.table` where several have it.
-    pub fn find_table(&self, name: &str) -> Result<(String, String), UnknownTable> {
+    /// The direction, database and name of the table that is called `name`: `schema.table`, or `database.schema.table`
+    /// where several have it. A served table is never synced to the lake, so no database has a name twice.
+    pub fn find_table(&self, name: &str) -> Result<(Direction, String, String), UnknownTable> {
         let entries = self.entries();
-        let named = |(direction, database, table): &&(Direction, String, String)| {
-            *direction == Direction::ToLake && (table == name || format!("{database}.{table}") == name)
+        let named = |(_, database, table): &&(Direction, String, String)| {
+            table == name || format!("{database}.{table}") == name
         };
         let mut found = entries.tables.keys().filter(named);
-        let (_, database, table) = found.next().ok_or(UnknownTable::Unknown)?;
+        let only = found.next().ok_or(UnknownTable::Unknown)?;
         match found.next() {
             Some(_) => Err(UnknownTable::Ambiguous),
-            None => Ok((database.clone(), table.clone())),
+            None => Ok(only.clone()),
         }
     }
 
@@ -325,6 +334,11 @@ impl StatusBoard {
         self.entries().tables.retain(|(direction, of, table), _| {
             *direction != Direction::ToLake || of != database || keep(table)
         });
+    }
+
+    /// Takes a served table off the board.
+    pub fn remove_served(&self, database: &str, table: &str) {
+        self.entries().tables.remove(&(Direction::ToPostgres, database.to_owned(), table.to_owned()));
     }
 
     /// Takes a source and its tables off the board.
@@ -373,6 +387,7 @@ impl From<&TableStatus> for TableReport {
                 .and_then(|oldest| DateTime::from_timestamp_millis(oldest.committed_at))
                 .map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true)),
             error: status.error.clone(),
+            note: status.note.clone(),
         }
     }
 }
@@ -414,7 +429,7 @@ mod tests {
                 "direction": "to_lake", "database": "shop", "table": "public.orders",
                 "location": "/lake/shop/public/orders", "state": "streaming", "position": "0/16B3748",
                 "version": 12, "lag_bytes": 0, "lag_seconds": 0.25, "rows": 3,
-                "oldest_version": 7, "oldest_timestamp": "2026-01-01T00:00:00.000Z", "error": null
+                "oldest_version": 7, "oldest_timestamp": "2026-01-01T00:00:00.000Z", "error": null, "note": null
             }])
         );
     }
@@ -440,7 +455,11 @@ mod tests {
         streaming(&board);
         board.update("crm", "public.items", |_| {});
         board.update("shop", "public.items", |_| {});
-        let found = |database: &str, table: &str| Ok((database.to_owned(), table.to_owned()));
+        board.update_in(Direction::ToPostgres, "shop", "serving.best", |_| {});
+        let to_lake = Direction::ToLake;
+        let found = |database: &str, table: &str| Ok((to_lake, database.to_owned(), table.to_owned()));
+        let served = Ok((Direction::ToPostgres, "shop".to_owned(), "serving.best".to_owned()));
+        assert_eq!(board.find_table("serving.best"), served);
         assert_eq!(board.find_table("public.orders"), found("shop", "public.orders"));
         assert_eq!(board.find_table("public.none"), Err(UnknownTable::Unknown));
         assert_eq!(board.find_table("public.items"), Err(UnknownTable::Ambiguous));

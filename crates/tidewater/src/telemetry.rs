@@ -27,6 +27,19 @@ pub const LAKE_DELETED_SHARE: &str = "tidewater_lake_deleted_share";
 /// Compactions committed to a lake table.
 pub const LAKE_COMPACTIONS_TOTAL: &str = "tidewater_lake_compactions_total";
 
+/// Delta version that a served table holds.
+pub const SERVING_VERSION: &str = "tidewater_serving_version";
+/// Age of the oldest Delta version that is not served yet, in seconds.
+pub const SERVING_LAG_SECONDS: &str = "tidewater_serving_lag_seconds";
+/// Rows changed in a served table.
+pub const SERVING_ROWS_TOTAL: &str = "tidewater_serving_rows_total";
+/// Time from beginning to read a difference until it is committed to Postgres, in seconds.
+pub const SERVING_APPLY_SECONDS: &str = "tidewater_serving_apply_seconds";
+/// Rows of a Delta table that are not served.
+pub const SERVING_KEPT_OUT_ROWS: &str = "tidewater_serving_kept_out_rows";
+/// Times that a served table was compared as a whole.
+pub const SERVING_RELOADS_TOTAL: &str = "tidewater_serving_reloads_total";
+
 /// From a local disk's milliseconds to an object store in trouble.
 const COMMIT_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -79,6 +92,7 @@ pub fn init_log(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
 pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(SYNC_COMMIT_SECONDS.to_owned()), &COMMIT_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(SERVING_APPLY_SECONDS.to_owned()), &COMMIT_BUCKETS)?
         .install_recorder()?;
     describe();
     Ok(handle)
@@ -94,5 +108,11 @@ fn describe() {
     describe_gauge!(LAKE_FILES, Unit::Count, "Data files of the table");
     describe_gauge!(LAKE_ROWS_PER_FILE, Unit::Count, "Rows for each data file, deleted ones included");
     describe_gauge!(LAKE_DELETED_SHARE, "Part of the rows that are deleted and not yet compacted away");
+    describe_gauge!(SERVING_VERSION, "Delta version that the served table holds");
+    describe_gauge!(SERVING_LAG_SECONDS, Unit::Seconds, "Age of the oldest Delta version that is not served yet");
+    describe_counter!(SERVING_ROWS_TOTAL, Unit::Count, "Rows changed in the served table");
+    describe_histogram!(SERVING_APPLY_SECONDS, Unit::Seconds, "Time that bringing a version to Postgres took");
+    describe_gauge!(SERVING_KEPT_OUT_ROWS, Unit::Count, "Rows of the Delta table that are not served");
+    describe_counter!(SERVING_RELOADS_TOTAL, Unit::Count, "Times that the table was compared as a whole");
     describe_counter!(LAKE_COMPACTIONS_TOTAL, Unit::Count, "Compactions committed to the table");
 }

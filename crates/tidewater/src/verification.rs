@@ -3,8 +3,10 @@
 //! The daemon's syncs fill it in while they compare; the command asks for it until it is complete. What the daemon
 //! drops unfinished, because a sync was interrupted, says so by itself: no report stays open for ever.
 
+use crate::requests::Recipient;
+use crate::status::Direction;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wal_decoder::Lsn;
 
@@ -36,9 +38,11 @@ pub struct DifferingKey {
     pub difference: String,
 }
 
-/// What is known of one table.
+/// What is known of one table. The source is Postgres, whichever way the rows go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifiedTable {
+    /// which way its rows go
+    pub direction: Direction,
     /// the database's name in the configuration
     pub database: String,
     /// `schema.table`
@@ -87,20 +91,20 @@ pub struct Verifications {
 }
 
 impl Verifications {
-    /// Begins a report over tables, by database and name. Gives its id, and a part for each database.
-    pub fn begin(&self, tables: &[(String, String)]) -> (String, Vec<Verification>) {
+    /// Begins a report over tables, by direction, database and name. Gives its id, and a part for whoever compares: the
+    /// sync of each database, the serving of each served table.
+    pub fn begin(&self, tables: &[(Direction, String, String)]) -> (String, Vec<Verification>) {
         let id = uuid::Uuid::new_v4().to_string();
         let report = VerificationReport {
             id: id.clone(),
-            tables: tables.iter().map(|(database, table)| waiting(database, table)).collect(),
+            tables: tables.iter().map(|(way, database, table)| waiting(*way, database, table)).collect(),
         };
         let report = Arc::new(Mutex::new(report));
-        let mut databases: Vec<&String> = tables.iter().map(|(database, _)| database).collect();
-        databases.sort();
-        databases.dedup();
-        let parts = databases
+        let recipients: BTreeSet<Recipient> =
+            tables.iter().map(|(way, database, table)| recipient(*way, database, table)).collect();
+        let parts = recipients
             .into_iter()
-            .map(|database| Verification { report: report.clone(), database: database.clone() })
+            .map(|recipient| Verification { report: report.clone(), recipient })
             .collect();
         let mut reports = locked(&self.reports);
         reports.push_back(report);
@@ -117,8 +121,17 @@ impl Verifications {
     }
 }
 
-fn waiting(database: &str, table: &str) -> VerifiedTable {
+/// Who compares a table.
+fn recipient(direction: Direction, database: &str, table: &str) -> Recipient {
+    match direction {
+        Direction::ToLake => Recipient::Source { database: database.to_owned() },
+        Direction::ToPostgres => Recipient::Served { database: database.to_owned(), table: table.to_owned() },
+    }
+}
+
+fn waiting(direction: Direction, database: &str, table: &str) -> VerifiedTable {
     VerifiedTable {
+        direction,
         database: database.to_owned(),
         table: table.to_owned(),
         verdict: Verdict::Waiting,
@@ -136,23 +149,27 @@ fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One database's part of a verification.
+/// One recipient's part of a verification.
 #[derive(Debug)]
 pub struct Verification {
     report: SharedReport,
-    database: String,
+    recipient: Recipient,
 }
 
 impl Verification {
-    /// The part's database.
-    pub fn database(&self) -> &str {
-        &self.database
+    /// Who is to compare.
+    pub fn recipient(&self) -> &Recipient {
+        &self.recipient
+    }
+
+    fn has(&self, table: &VerifiedTable) -> bool {
+        recipient(table.direction, &table.database, &table.table) == self.recipient
     }
 
     /// Its tables that have no verdict yet, and where the lake's version and position of each is to be written.
     pub fn open_tables(&self) -> Vec<String> {
         let report = locked(&self.report);
-        let of_it = report.tables.iter().filter(|table| table.database == self.database);
+        let of_it = report.tables.iter().filter(|table| self.has(table));
         of_it
             .filter(|table| matches!(table.verdict, Verdict::Waiting | Verdict::Comparing))
             .map(|table| table.table.clone())
@@ -162,7 +179,7 @@ impl Verification {
     /// Changes what is said of a table.
     pub fn update(&self, table: &str, change: impl FnOnce(&mut VerifiedTable)) {
         let mut report = locked(&self.report);
-        let of_it = |found: &&mut VerifiedTable| found.database == self.database && found.table == table;
+        let of_it = |found: &&mut VerifiedTable| found.table == table && self.has(found);
         if let Some(found) = report.tables.iter_mut().find(of_it) {
             change(found);
         }
@@ -199,12 +216,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_is_complete_once_every_database_has_answered_or_gone() {
+    fn a_report_is_complete_once_everyone_who_compares_has_answered_or_gone() {
         let verifications = Verifications::default();
         let tables = [("a", "public.x"), ("b", "public.x"), ("a", "public.y")];
-        let tables = tables.map(|(database, table)| (database.to_owned(), table.to_owned()));
+        let to_lake = |(database, table): (&str, &str)| (Direction::ToLake, database.to_owned(), table.to_owned());
+        let served = (Direction::ToPostgres, "a".to_owned(), "serving.x".to_owned());
+        let tables: Vec<_> = tables.into_iter().map(to_lake).chain([served]).collect();
         let (id, mut parts) = verifications.begin(&tables);
-        assert_eq!(parts.iter().map(Verification::database).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(parts.iter().map(|part| part.open_tables().len()).collect::<Vec<_>>(), [2, 1, 1]);
         parts[0].update("public.x", |table| table.verdict = Verdict::Equal);
         assert_eq!(parts[0].open_tables(), ["public.y"]);
         parts[0].give_up("public.y", "it is paused");

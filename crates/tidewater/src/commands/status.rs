@@ -52,8 +52,8 @@ fn table(report: &StatusReport) -> String {
         std::iter::once(head).chain(report.tables.iter().map(|row| cells(report, row))).collect();
     text.push_str(&columns(&rows));
     for row in &report.tables {
-        if let Some(error) = &row.error {
-            text.push_str(&printable(&format!("{}.{}: {error}", row.database, row.table)));
+        for trouble in row.error.iter().chain(&row.note) {
+            text.push_str(&printable(&format!("{}.{}: {trouble}", row.database, row.table)));
             text.push('\n');
         }
     }

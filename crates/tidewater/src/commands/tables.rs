@@ -89,7 +89,7 @@ fn line(table: &VerifiedTable) -> String {
     let mut text = match table.verdict {
         Verdict::Equal => format!("{name}: equal, {} rows {at}", table.source_rows),
         Verdict::Different => format!(
-            "{name}: different, {} keys differ {at}; {} rows at the source, {} in the lake",
+            "{name}: different, {} keys differ {at}; {} rows in Postgres, {} in the lake",
             table.differing_keys.unwrap_or_default(),
             table.source_rows,
             table.lake_rows.unwrap_or_default()
@@ -107,12 +107,14 @@ fn line(table: &VerifiedTable) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::Direction;
     use crate::verification::{DifferingKey, Verifications};
 
     #[test]
     fn a_report_says_what_differs_and_what_was_not_compared() {
         let verifications = Verifications::default();
-        let tables = ["public.a", "public.b"].map(|table| ("shop".to_owned(), table.to_owned()));
+        let tables = ["public.a", "public.b"];
+        let tables = tables.map(|table| (Direction::ToLake, "shop".to_owned(), table.to_owned()));
         let (id, parts) = verifications.begin(&tables);
         parts[0].update("public.a", |table| {
             table.verdict = Verdict::Different;

@@ -27,6 +27,7 @@ use super::sync_state::{Discontinuity, SyncState};
 use super::table_upkeep::{TableUpkeep, UpkeepPolicy};
 use super::table_writer::{Outcome, Shown, TableWriter};
 use super::{SyncError, commit_info};
+use crate::requests::Recipient;
 use crate::status::TableState;
 use crate::telemetry;
 use bytes::Bytes;
@@ -280,6 +281,7 @@ impl StreamLoop {
     async fn follow(&mut self) -> Result<(), SyncError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let asked = Recipient::Source { database: self.sync.database.clone() };
         loop {
             self.begin_loads();
             self.begin_verification();
@@ -298,7 +300,7 @@ impl StreamLoop {
                 answer = next_answer(&mut self.flight) => self.answered(answer).await?,
                 Some(loaded) = self.loaded.1.recv() => self.join_stream(loaded).await?,
                 Some(ended) = self.loads.join_next() => self.load_ended(ended).await?,
-                request = self.sync.requests.next(&self.sync.database) => self.request(request).await?,
+                request = self.sync.requests.next(&asked) => self.request(request).await?,
                 Some(ended) = self.verifier.exported() => self.export_ended(ended).await?,
                 () = at(due) => {}
                 _ = tick.tick() => self.tick().await?,

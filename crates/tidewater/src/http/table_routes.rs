@@ -3,7 +3,7 @@
 //! Each is answered at once. What comes of it stands in the status, or in the verification's report.
 
 use super::{Api, problem};
-use crate::requests::{Request, TableRequest};
+use crate::requests::{Recipient, Request, TableRequest};
 use crate::status::{Direction, UnknownTable};
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -42,16 +42,20 @@ pub(super) async fn resync(State(api): State<Api>, Path(table): Path<String>) ->
 }
 
 fn ask(api: &Api, name: &str, request: TableRequest) -> Response {
-    let (database, table) = match api.board.find_table(name) {
+    let (direction, database, table) = match api.board.find_table(name) {
         Ok(found) => found,
         Err(unknown) => return not_found(name, unknown),
     };
-    let state = api.board.table(Direction::ToLake, &database, &table).map(|status| status.state);
+    let state = api.board.table(direction, &database, &table).map(|status| status.state);
+    let to_lake = direction == Direction::ToLake;
     let refused = match request {
         TableRequest::Resume if state.is_some_and(|state| state.name() != "paused") => {
             Some("it is not paused; `tidewater resync` makes it equal to its source")
         }
-        TableRequest::Pause { .. } if state.is_some_and(|state| state.load().is_some()) => {
+        TableRequest::Pause { hold: true } if !to_lake => {
+            Some("a served table has no slot to hold: pause it without `--hold`")
+        }
+        TableRequest::Pause { .. } if to_lake && state.is_some_and(|state| state.load().is_some()) => {
             Some("it is being loaded: pause it once it streams")
         }
         _ => None,
@@ -59,7 +63,11 @@ fn ask(api: &Api, name: &str, request: TableRequest) -> Response {
     if let Some(reason) = refused {
         return problem(StatusCode::CONFLICT, &format!("`{name}`: {reason}"));
     }
-    match api.requests.put(&database, Request::Table { table: table.clone(), request }) {
+    let recipient = match to_lake {
+        true => Recipient::Source { database: database.clone() },
+        false => Recipient::Served { database: database.clone(), table: table.clone() },
+    };
+    match api.requests.put(&recipient, Request::Table { table: table.clone(), request }) {
         Ok(()) => {
             let taken = serde_json::json!({ "database": database, "table": table });
             (StatusCode::ACCEPTED, Json(taken)).into_response()
@@ -78,15 +86,14 @@ pub(super) async fn verify(State(api): State<Api>, Json(wanted): Json<WantedTabl
     }
     if wanted.tables.is_empty() {
         let all = api.board.snapshot().tables.into_iter();
-        let all = all.filter(|table| table.direction == Direction::ToLake);
-        tables = all.map(|table| (table.database, table.table)).collect();
+        tables = all.map(|table| (table.direction, table.database, table.table)).collect();
     }
     tables.sort();
     tables.dedup();
     let (id, parts) = api.verifications.begin(&tables);
     for part in parts {
-        let database = part.database().to_owned();
-        if let Err(too_many) = api.requests.put(&database, Request::Verify(part)) {
+        let recipient = part.recipient().clone();
+        if let Err(too_many) = api.requests.put(&recipient, Request::Verify(part)) {
             return problem(StatusCode::SERVICE_UNAVAILABLE, &too_many.to_string());
         }
     }

@@ -1,0 +1,183 @@
+//! Arrow batches as the bytes of a binary COPY.
+//!
+//! ```text
+//!   PGCOPY\n\377\r\n\0  flags  extension | fields  (length value)… | fields … | -1
+//!   header, once                         | a row                   |          | trailer, once
+//! ```
+//!
+//! Plain functions over memory. The invariant: **a row is written whole or not at all.** A row whose key is null, or
+//! that holds a value Postgres cannot, is left out, counted, and the first of them are named. Whether a row is left
+//! out depends on the row alone, so that taking it back later finds nothing to take back, and is counted as well.
+
+use super::cells::Cells;
+use super::column::ServedColumn;
+use super::error::ServeError;
+use super::kept_out::{KeptOut, KeptOutRow};
+use super::value::Misfit;
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use bytes::{BufMut, BytesMut};
+use std::sync::Arc;
+
+const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const TRAILER: i16 = -1;
+
+/// What a key's values are cut to in messages.
+const SHOWN_CHARACTERS: usize = 80;
+
+/// Writes batches of one table.
+#[derive(Debug, Clone)]
+pub struct BinaryCopy {
+    columns: Arc<[ServedColumn]>,
+    /// Places of the key's columns among `columns`.
+    key: Arc<[usize]>,
+}
+
+impl BinaryCopy {
+    /// For rows of `columns`, named by the columns at `key`.
+    pub fn new(columns: Arc<[ServedColumn]>, key: Arc<[usize]>) -> BinaryCopy {
+        BinaryCopy { columns, key }
+    }
+
+    /// The bytes that begin every COPY.
+    pub fn header(out: &mut BytesMut) {
+        out.put_slice(HEADER);
+    }
+
+    /// The bytes that end every COPY.
+    pub fn trailer(out: &mut BytesMut) {
+        out.put_i16(TRAILER);
+    }
+
+    /// Writes the rows of a batch, whose columns are found by name. In a staging table of changes a sign stands before
+    /// them: +1 for rows that came, -1 for rows that went. Gives the number of rows written.
+    pub fn write(
+        &self,
+        batch: &RecordBatch,
+        sign: Option<i16>,
+        out: &mut BytesMut,
+        kept_out: &mut KeptOut,
+    ) -> Result<u64, ServeError> {
+        let arrays = self.columns.iter().map(|column| Cells::conform(batch, column));
+        let arrays = arrays.collect::<Result<Vec<ArrayRef>, _>>()?;
+        let cells = self.columns.iter().zip(&arrays).map(|(column, array)| Cells::of(array, column));
+        let cells = cells.collect::<Result<Vec<Cells<'_>>, _>>()?;
+        let fields = cells.len() + usize::from(sign.is_some());
+        let fields = i16::try_from(fields).map_err(|_| ServeError::TooManyColumns)?;
+        let counted = sign.map_or(1, i64::from);
+        let mut written = 0;
+        for row in 0..batch.num_rows() {
+            if self.key.iter().any(|at| arrays.get(*at).is_none_or(|array| array.is_null(row))) {
+                kept_out.null_key(counted, || self.describe(&arrays, row));
+                continue;
+            }
+            let start = out.len();
+            out.put_i16(fields);
+            if let Some(sign) = sign {
+                out.put_i32(2);
+                out.put_i16(sign);
+            }
+            match write_cells(&cells, row, out) {
+                Ok(()) => written += 1,
+                Err((column, misfit)) => {
+                    out.truncate(start);
+                    kept_out.misfit(counted, || KeptOutRow {
+                        column: self.columns.get(column).map(|column| column.name.clone()),
+                        reason: misfit.to_string(),
+                        ..self.describe(&arrays, row)
+                    });
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    /// A row that is left out because its key is null, by what there is of its key.
+    fn describe(&self, arrays: &[ArrayRef], row: usize) -> KeptOutRow {
+        let parts = self.key.iter().filter_map(|at| {
+            let (column, array) = (self.columns.get(*at)?, arrays.get(*at)?);
+            Some(format!("{}={}", column.name, shown(array, row)))
+        });
+        KeptOutRow { key: parts.collect::<Vec<_>>().join(", "), column: None, reason: "a null key".to_owned() }
+    }
+}
+
+fn write_cells(cells: &[Cells<'_>], row: usize, out: &mut BytesMut) -> Result<(), (usize, Misfit)> {
+    for (at, cell) in cells.iter().enumerate() {
+        cell.write(row, out).map_err(|misfit| (at, misfit))?;
+    }
+    Ok(())
+}
+
+fn shown(array: &ArrayRef, row: usize) -> String {
+    let options = FormatOptions::new().with_null("null");
+    match ArrayFormatter::try_new(array.as_ref(), &options) {
+        Ok(formatter) => match formatter.value(row).try_to_string() {
+            Ok(text) => text.chars().take(SHOWN_CHARACTERS).flat_map(char::escape_debug).collect(),
+            Err(_) => "?".to_owned(),
+        },
+        Err(_) => "?".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Int64Array, StringArray};
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    fn batch(ids: Vec<Option<i64>>, names: Vec<Option<&str>>) -> RecordBatch {
+        let schema = Schema::new(vec![
+            Field::new("id", DataType::Int64, true),
+            Field::new("name", DataType::Utf8, true),
+        ]);
+        let columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(ids)), Arc::new(StringArray::from(names))];
+        RecordBatch::try_new(Arc::new(schema), columns).unwrap()
+    }
+
+    fn copy(batch: &RecordBatch, limit: Option<&str>) -> BinaryCopy {
+        let schema = batch.schema();
+        let columns = vec![
+            ServedColumn::plan(schema.field(0), None).unwrap(),
+            ServedColumn::plan(schema.field(1), limit).unwrap(),
+        ];
+        BinaryCopy::new(columns.into(), vec![0].into())
+    }
+
+    #[test]
+    fn a_row_is_its_fields_with_their_lengths() {
+        let batch = batch(vec![Some(7)], vec![Some("ab")]);
+        let (mut out, mut kept_out) = (BytesMut::new(), KeptOut::default());
+        copy(&batch, None).write(&batch, Some(-1), &mut out, &mut kept_out).unwrap();
+        let expected = [
+            [0, 3].as_slice(),
+            &[0, 0, 0, 2, 0xff, 0xff],
+            &[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7],
+            &[0, 0, 0, 2, b'a', b'b'],
+        ];
+        assert_eq!(out.as_ref(), expected.concat());
+    }
+
+    #[test]
+    fn a_row_that_does_not_fit_leaves_no_bytes_and_is_named() {
+        let batch = batch(vec![None, Some(8), Some(9), Some(10)], vec![None, Some("a\0b"), Some("long"), Some("ok")]);
+        let (mut out, mut kept_out) = (BytesMut::new(), KeptOut::default());
+        let written = copy(&batch, Some("varchar(3)")).write(&batch, None, &mut out, &mut kept_out).unwrap();
+        assert_eq!((written, out.len()), (1, 2 + 12 + 6));
+        assert_eq!((kept_out.null_keys, kept_out.misfits), (1, 2));
+        let text = kept_out.to_string();
+        assert!(text.contains("id=8: column name holds a text with a zero byte"), "{text}");
+        assert!(text.contains("id=9: column name holds a text of 4 characters where 3 fit"), "{text}");
+    }
+
+    #[test]
+    fn a_row_that_was_left_out_and_goes_away_is_counted_back() {
+        let batch = batch(vec![Some(8)], vec![Some("\0")]);
+        let (mut out, mut kept_out) = (BytesMut::new(), KeptOut::default());
+        let copy = copy(&batch, None);
+        copy.write(&batch, Some(1), &mut out, &mut kept_out).unwrap();
+        assert_eq!(kept_out.misfits, 1);
+        copy.write(&batch, Some(-1), &mut out, &mut kept_out).unwrap();
+        assert_eq!((out.len(), kept_out.misfits), (0, 0));
+    }
+}

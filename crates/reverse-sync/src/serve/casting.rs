@@ -1,0 +1,61 @@
+//! Statements in which the server casts values, and what they name when a value has no place in its column.
+
+use super::definition::Layout;
+use super::error::ServeError;
+use super::target::Target;
+use postgres_connector::{quote_identifier, quote_literal};
+
+/// SQLSTATE class 22, data exceptions: a value is at fault, and no repetition mends it.
+const DATA_EXCEPTION: &str = "22";
+
+/// `pg_input_is_valid` came with version 16; older servers' own message has to do.
+const VALIDATES_INPUT: u32 = 160_000;
+
+impl Target {
+    /// Runs a statement that reads the rows of `staged`. When a value cannot be cast, the error names its key and column;
+    /// the transaction is rolled back then.
+    pub(super) async fn cast_rows(
+        &self,
+        layout: &Layout,
+        staged: &str,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<i64, ServeError> {
+        let error = match self.client.execute(sql, &[]).await {
+            Ok(rows) => return Ok(i64::try_from(rows).unwrap_or(i64::MAX)),
+            Err(error) => error,
+        };
+        let at_fault = error.code().is_some_and(|code| code.code().starts_with(DATA_EXCEPTION));
+        let error = ServeError::from(self.client.error(doing, error));
+        if !at_fault || postgres_connector::server_version(&self.client).await.is_ok_and(|v| v < VALIDATES_INPUT) {
+            return Err(error);
+        }
+        self.roll_back().await?;
+        Ok(self.find_uncastable(layout, staged).await?.map_or(Err(error), Err)?)
+    }
+
+    async fn find_uncastable(&self, layout: &Layout, staged: &str) -> Result<Option<ServeError>, ServeError> {
+        let failed = |source| self.client.error("looking for the value that cannot be cast", source);
+        let key = layout.key_columns().map(|column| {
+            format!("{} || s.{}::text", quote_literal(&format!("{}=", column.name)), quote_identifier(&column.name))
+        });
+        let key = key.collect::<Vec<_>>().join(", ");
+        for column in layout.columns.iter().filter(|column| column.is_cast()) {
+            let name = quote_identifier(&column.name);
+            let sql = format!(
+                "SELECT left(concat_ws(', ', {key}), 200), left(s.{name}::text, 80) FROM {staged} s
+                 WHERE NOT pg_input_is_valid(s.{name}::text, {}) LIMIT 1",
+                quote_literal(&column.declared)
+            );
+            if let Some(row) = self.client.query_opt(&sql, &[]).await.map_err(failed)? {
+                return Ok(Some(ServeError::Uncastable {
+                    key: row.try_get(0).map_err(failed)?,
+                    column: column.name.clone(),
+                    declared: column.declared.clone(),
+                    shown: row.try_get(1).map_err(failed)?,
+                }));
+            }
+        }
+        Ok(None)
+    }
+}
