@@ -244,12 +244,13 @@ pub(crate) async fn list_chosen(
     Ok(listing)
 }
 
-/// Foreign tables, views and the like are read only to say why they are left out. Temporary tables live in schemas of the
+/// Foreign tables, views and the like are read only to say why they are left out. What Tidewater keeps for itself is not
+/// for the lake. Temporary tables live in schemas of the
 /// system's.
 const CANDIDATES: &str = "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, \
       CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::regclass::text END \
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' \
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('information_schema', 'tidewater') AND n.nspname !~ '^pg_' \
     ORDER BY n.nspname, c.relname";
 
 struct Candidate {

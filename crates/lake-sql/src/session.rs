@@ -293,6 +293,14 @@ impl LakeSession {
         Ok(self.context.read_table(rows)?.select_columns(columns)?.execute_stream().await?)
     }
 
+    /// The folders below the lake of the one table that a name means: `schema.table` or `database.schema.table`.
+    pub async fn locate(&self, name: &str) -> Result<Vec<String>, LakeSqlError> {
+        let parts: Vec<String> = name.split('.').map(str::to_owned).collect();
+        let (folder, _, _) = self.look_up(&parts).await?;
+        let below = folder.location.prefix_match(&self.lake.root).into_iter().flatten();
+        Ok(below.map(|part| part.as_ref().to_owned()).collect())
+    }
+
     /// A version that has to be there; what the Delta reader says when it is not names no range, so the log is asked.
     async fn pinned(
         &self,

@@ -31,7 +31,7 @@ impl Target {
             return Err(error);
         }
         self.roll_back().await?;
-        Ok(self.find_uncastable(layout, staged).await?.map_or(Err(error), Err)?)
+        Err(self.find_uncastable(layout, staged).await?.unwrap_or(error))
     }
 
     async fn find_uncastable(&self, layout: &Layout, staged: &str) -> Result<Option<ServeError>, ServeError> {

@@ -1,5 +1,6 @@
 //! Why a table could not be served.
 
+use crate::{ReverseSyncError, Unavailable};
 use postgres_connector::Error as PostgresError;
 
 /// Why a table could not be served.
@@ -80,8 +81,8 @@ pub enum ServeError {
         shown: String,
     },
     /// The rows could not be read from the lake.
-    #[error("the Delta table cannot be read")]
-    Read(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Read(#[from] ReverseSyncError),
     /// A record of Tidewater's own cannot be understood.
     #[error("the record of {table} in tidewater.served_tables is not usable: {problem}. Delete its row and the table to serve it anew")]
     BadRecord {
@@ -100,8 +101,17 @@ impl ServeError {
     pub fn is_transient(&self) -> bool {
         match self {
             ServeError::Postgres(error) => error.is_transient(),
-            ServeError::MovedMeanwhile { .. } | ServeError::CopierGone | ServeError::Read(_) => true,
+            ServeError::MovedMeanwhile { .. } | ServeError::CopierGone => true,
+            ServeError::Read(error) => matches!(error, ReverseSyncError::Store { .. } | ReverseSyncError::Spill { .. }),
             _ => false,
+        }
+    }
+
+    /// Why the changes cannot be told, when loading the table anew is the remedy.
+    pub fn unavailable(&self) -> Option<&Unavailable> {
+        match self {
+            ServeError::Read(error) => error.unavailable(),
+            _ => None,
         }
     }
 }

@@ -7,12 +7,13 @@
 //! change of such a key cannot be applied by itself: the table is then compared as a whole.
 
 use super::column::ServedColumn;
-use super::definition::{OWN_SCHEMA, ServedDefinition};
+use super::definition::{Layout, OWN_SCHEMA, ServedDefinition};
 use super::error::ServeError;
 use super::kept_out::KeptOut;
 use super::target::Target;
 use postgres_connector::Client;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// More keys than this are not listed; then every change compares the table as a whole.
 pub(super) const LISTED_DUPLICATES: i64 = 10_000;
@@ -90,6 +91,13 @@ pub(super) async fn ensure_tables(client: &Client) -> Result<(), ServeError> {
 }
 
 impl Record {
+    /// Whether the entry chooses other rows or columns now than the table holds.
+    pub fn differs_from(&self, layout: &Layout, definition: &ServedDefinition) -> bool {
+        let wanted = layout.columns.iter().map(|column| (&column.name, &column.declared));
+        let held = self.columns.iter().map(|(name, declared)| (name, declared));
+        self.selection != definition.selection() || wanted.collect::<BTreeSet<_>>() != held.collect::<BTreeSet<_>>()
+    }
+
     /// The record of a served table; `None` before its first load.
     pub(super) async fn read(client: &Client, definition: &ServedDefinition) -> Result<Option<Record>, ServeError> {
         let doing = "reading tidewater.served_tables";

@@ -1,8 +1,10 @@
 //! What must hold beyond each value by itself. Every mistake is reported, not just the first.
 
+mod serving;
+
 use super::document::Node;
 use super::mistake::Mistake;
-use super::{Config, Durability, Mode, ServeMode, ToLake, ToPostgres};
+use super::{Config, Durability, Mode, ToLake};
 use globset::Glob;
 use std::collections::BTreeMap;
 
@@ -238,64 +240,6 @@ impl Check<'_> {
                     "expected one value per database",
                 );
             }
-        }
-    }
-
-    fn served_table(&mut self, at: &str, entry: &ToPostgres) {
-        let config = self.config;
-        self.known_database(&["to_postgres", at, "database"], &entry.database);
-        if entry.table.is_some() == entry.uri.is_some() {
-            self.wrong(
-                &["to_postgres", at],
-                "where the rows come from is not clear",
-                "expected either `table` or `uri`",
-            );
-        }
-        if !entry.into.contains('.') {
-            self.wrong(
-                &["to_postgres", at, "into"],
-                format!("`{}` names no schema", entry.into),
-                "expected `schema.table`",
-            );
-        }
-        if entry.primary_key.is_empty() {
-            self.wrong(&["to_postgres", at, "primary_key"], "rows need a key", "expected one column or more");
-        }
-        if entry.mode == ServeMode::Continuous && entry.every.is_some() {
-            self.wrong(
-                &["to_postgres", at, "every"],
-                "continuous has no period",
-                "expected `mode: triggered` with it",
-            );
-        }
-        if entry.every.is_some_and(|every| every.is_zero()) {
-            self.wrong(
-                &["to_postgres", at, "every"],
-                "a period of nothing never ends",
-                "expected 1s or more",
-            );
-        }
-        let source =
-            entry.table.as_ref().and_then(|table| table.strip_prefix(&format!("{}.", entry.database)));
-        if source == Some(entry.into.as_str()) {
-            self.wrong(
-                &["to_postgres", at, "into"],
-                "this table would feed itself",
-                "expected another table than the lake's source",
-            );
-        }
-        let twice = config
-            .to_postgres
-            .iter()
-            .filter(|other| other.database == entry.database && other.into == entry.into)
-            .nth(1)
-            .is_some_and(|second| std::ptr::eq(second, entry));
-        if twice {
-            self.wrong(
-                &["to_postgres", at, "into"],
-                format!("`{}` is served twice", entry.into),
-                "an earlier entry has it",
-            );
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What ends or interrupts a sync.
 
+use super::serving::ServingError;
 use delta_writer::DeltaError;
 use std::io;
 
@@ -32,6 +33,15 @@ pub enum DaemonError {
         /// The reason.
         #[source]
         source: Box<SyncError>,
+    },
+    /// A table is not served up to its newest version.
+    #[error("table `{table}` is not served as it should be")]
+    Serving {
+        /// `schema.table`
+        table: String,
+        /// The reason.
+        #[source]
+        source: Box<ServingError>,
     },
     /// A task of the daemon ended out of turn.
     #[error("a task of the daemon ended unexpectedly; its reason stands in the log")]

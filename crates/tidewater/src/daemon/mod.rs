@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   run ─┬─ private Postgres of each `core` database
-//!        └─ a SourceSync for each database ─ prepare ─▶ stream loop ─▶ table tasks
-//!                                                   └──▶ first loads
+//!        ├─ a SourceSync for each database ─ prepare ─▶ stream loop ─▶ table tasks
+//!        │                                          └──▶ first loads
+//!        └─ a ServedTable for each table that is served from Postgres
 //! ```
 
 mod batch;
@@ -20,6 +21,7 @@ mod private_postgres;
 mod retained_wal;
 mod router;
 mod row_comparison;
+mod serving;
 mod source_rows;
 mod source_sync;
 mod spool;
@@ -31,6 +33,7 @@ mod table_upkeep;
 mod table_writer;
 
 pub use error::{DaemonError, SyncError, error_chain};
+pub use serving::definition as served_definition;
 
 use crate::config::{Config, Durability, Mount, SchemaChanges};
 use crate::reload::Reload;
@@ -87,9 +90,6 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
             "{what} is not available in this version of Tidewater: take it out of the configuration"
         )))
     };
-    if !config.to_postgres.is_empty() {
-        return not_built("`to_postgres`");
-    }
     if config.telemetry.is_some() {
         return not_built("`telemetry`");
     }

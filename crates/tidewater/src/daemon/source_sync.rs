@@ -60,6 +60,8 @@ pub struct SourceSync {
     pub source: SourceConfig,
     /// Its entries of `to_lake`.
     pub entries: Vec<ToLake>,
+    /// Its tables that are served from the lake, `schema.table`: they stay out of it, and so out of the publication.
+    pub served: BTreeSet<String>,
     /// When its changes are flushed.
     pub flush: FlushPolicy,
     /// Where the tables go.
@@ -208,8 +210,9 @@ impl SourceSync {
     /// The tables to sync, as the catalog has them now.
     async fn plan(&self, client: &Client) -> Result<Vec<PlannedTable>, SyncError> {
         let types = Arc::new(TypeCatalog::new(postgres_connector::read_types(client).await?));
-        let found =
+        let mut found =
             postgres_connector::list_tables(client, &selection(&self.entries)?, &GlobSet::empty()).await?;
+        found.tables.retain(|table| !self.served.contains(&table.qualified_name()));
         for skipped in &found.skipped {
             let table = format!("{}.{}", skipped.schema, skipped.name);
             tracing::debug!(database = %self.database, %table, reason = %skipped.reason, "not synced");
@@ -221,8 +224,10 @@ impl SourceSync {
     pub async fn table_names(&self, client: &Client) -> Result<BTreeSet<(u32, String)>, SyncError> {
         let found =
             postgres_connector::list_tables(client, &selection(&self.entries)?, &GlobSet::empty()).await?;
-        let wanted =
-            |table: &SourceTable| self.entries.iter().any(|entry| entry.matches(&table.schema, &table.name));
+        let wanted = |table: &SourceTable| {
+            !self.served.contains(&table.qualified_name())
+                && self.entries.iter().any(|entry| entry.matches(&table.schema, &table.name))
+        };
         Ok(found.tables.into_iter().filter(wanted).map(|table| (table.oid, table.qualified_name())).collect())
     }
 

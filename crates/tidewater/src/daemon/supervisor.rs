@@ -5,6 +5,7 @@
 //! gone is stopped. Everything that belongs to the process (lake, state, listeners, built-in servers) stays
 //! as it was started; a file that changes it is refused as a whole.
 
+use super::serving::{Serving, served_names};
 use super::source_sync::SourceSync;
 use super::table_upkeep::UpkeepPolicy;
 use super::{Controls, DaemonError, RunOptions, dead_letters::DeadLetters, refuse_what_is_not_built};
@@ -12,7 +13,7 @@ use crate::config::{Config, Database};
 use delta_writer::{Lake, PendingBudget};
 use lake_sql::LakeSession;
 use postgres_connector::SourceConfig;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,8 @@ pub struct Supervisor {
     syncs: JoinSet<(String, Result<(), DaemonError>)>,
     /// Memory for rows that wait to be written, shared by all tables of the daemon.
     pending_budget: PendingBudget,
+    /// The tables that are served from Postgres.
+    serving: Serving,
 }
 
 impl Supervisor {
@@ -43,12 +46,15 @@ impl Supervisor {
         reader: LakeSession,
         sources: BTreeMap<String, SourceConfig>,
     ) -> Supervisor {
+        let reader = Arc::new(reader);
+        let (board, requests) = (controls.board.clone(), controls.requests.clone());
         Supervisor {
+            serving: Serving::new(options, board, requests, controls.shutdown.clone(), reader.clone()),
             config,
             options,
             controls,
             lake,
-            reader: Arc::new(reader),
+            reader,
             sources,
             running: BTreeMap::new(),
             syncs: JoinSet::new(),
@@ -61,15 +67,29 @@ impl Supervisor {
         for database in self.sources.keys().cloned().collect::<Vec<_>>() {
             self.start(&database);
         }
+        // What is to be caught up with may come from this daemon's own syncs.
+        let mut serves = !self.options.until_caught_up || self.syncs.is_empty();
+        if serves {
+            self.serving.start(&self.config, &self.sources);
+        }
         self.controls.board.set_ready(true);
         let mut outcome = Ok(());
         loop {
             if self.options.until_caught_up && self.syncs.is_empty() {
-                break;
+                if serves && self.serving.is_empty() {
+                    break;
+                }
+                if !serves {
+                    serves = true;
+                    self.serving.start(&self.config, &self.sources);
+                    continue;
+                }
             }
             let shutdown = self.controls.shutdown.clone();
             tokio::select! {
                 Some(ended) = self.syncs.join_next() => outcome = outcome.and(self.ended(ended)),
+                // One table's trouble is no reason to stop the others.
+                ended = self.serving.next_ended() => outcome = outcome.and(ended),
                 Some(reload) = self.controls.reloads.recv() => {
                     let answer = self.reload(reload.config).await;
                     match &answer {
@@ -85,7 +105,7 @@ impl Supervisor {
         while let Some(ended) = self.syncs.join_next().await {
             outcome = outcome.and(self.ended(ended));
         }
-        outcome
+        outcome.and(self.serving.all_ended().await)
     }
 
     fn ended(
@@ -120,6 +140,7 @@ impl Supervisor {
             flush: self.config.flush_policy(database),
             source,
             entries,
+            served: served_names(&self.config, database),
             lake: self.lake.clone(),
             upkeep,
             state_dir,
@@ -184,6 +205,11 @@ impl Supervisor {
                 changes.push(change);
             }
         }
+        let names = self.sources.keys().filter(|database| self.same_source(&before, database));
+        let unchanged: BTreeSet<String> = names.cloned().collect();
+        let same_target = |database: &str| unchanged.contains(database);
+        let served = self.serving.reload(&before, &self.config, &self.sources, same_target).await;
+        changes.extend(served.map_err(|error| error.to_string())?);
         Ok(if changes.is_empty() { "nothing changed".to_owned() } else { changes.join("; ") })
     }
 
@@ -206,7 +232,7 @@ fn what_is_given(config: &Config, database: &str) -> Option<String> {
     if entries.is_empty() {
         return None;
     }
-    serde_json::to_string(&(entries, config.databases.get(database))).ok()
+    serde_json::to_string(&(entries, config.databases.get(database), served_names(config, database))).ok()
 }
 
 /// The first key that differs of what is fixed while the daemon runs.

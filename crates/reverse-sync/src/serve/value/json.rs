@@ -11,7 +11,7 @@ use arrow::datatypes::{
     TimeUnit, TimestampMicrosecondType, TimestampNanosecondType,
 };
 use arrow::temporal_conversions::{date32_to_datetime, timestamp_ns_to_datetime, timestamp_us_to_datetime};
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -84,13 +84,12 @@ fn elements(values: &dyn Array, out: &mut String) -> Result<(), Misfit> {
 }
 
 fn scalar(array: &dyn Array, row: usize, out: &mut String) -> Result<(), Misfit> {
-    // Writing to a String cannot fail.
     match array.data_type() {
         DataType::Boolean => out.push_str(if array.as_boolean().value(row) { "true" } else { "false" }),
-        DataType::Int8 => drop(write!(out, "{}", array.as_primitive::<Int8Type>().value(row))),
-        DataType::Int16 => drop(write!(out, "{}", array.as_primitive::<Int16Type>().value(row))),
-        DataType::Int32 => drop(write!(out, "{}", array.as_primitive::<Int32Type>().value(row))),
-        DataType::Int64 => drop(write!(out, "{}", array.as_primitive::<Int64Type>().value(row))),
+        DataType::Int8 => display(&array.as_primitive::<Int8Type>().value(row), out),
+        DataType::Int16 => display(&array.as_primitive::<Int16Type>().value(row), out),
+        DataType::Int32 => display(&array.as_primitive::<Int32Type>().value(row), out),
+        DataType::Int64 => display(&array.as_primitive::<Int64Type>().value(row), out),
         DataType::Float32 => {
             let value = array.as_primitive::<Float32Type>().value(row);
             float(f64::from(value), &value.to_string(), out)
@@ -110,7 +109,7 @@ fn scalar(array: &dyn Array, row: usize, out: &mut String) -> Result<(), Misfit>
         DataType::Date32 => {
             let day = date32_to_datetime(array.as_primitive::<Date32Type>().value(row));
             let day = day.ok_or(Misfit::OutOfRange { what: "date" })?;
-            drop(write!(out, "\"{}\"", day.date()));
+            display(&format_args!("\"{}\"", day.date()), out);
         }
         DataType::Timestamp(unit, zone) => {
             let moment = match unit {
@@ -121,7 +120,7 @@ fn scalar(array: &dyn Array, row: usize, out: &mut String) -> Result<(), Misfit>
             };
             let moment = moment.ok_or(Misfit::OutOfRange { what: "timestamp" })?;
             let zone = if zone.is_some() { "+00:00" } else { "" };
-            drop(write!(out, "\"{}{zone}\"", moment.format("%Y-%m-%dT%H:%M:%S%.f")));
+            display(&format_args!("\"{}{zone}\"", moment.format("%Y-%m-%dT%H:%M:%S%.f")), out);
         }
         // Planning lets no other type through.
         _ => out.push_str("null"),
@@ -129,12 +128,17 @@ fn scalar(array: &dyn Array, row: usize, out: &mut String) -> Result<(), Misfit>
     Ok(())
 }
 
+fn display(value: &dyn Display, out: &mut String) {
+    // Writing to a String cannot fail.
+    let _ = write!(out, "{value}");
+}
+
 fn float(value: f64, digits: &str, out: &mut String) {
     if value.is_finite() {
         out.push_str(digits);
     } else {
         let word = if value.is_nan() { "NaN" } else if value > 0.0 { "Infinity" } else { "-Infinity" };
-        drop(write!(out, "\"{word}\""));
+        display(&format_args!("\"{word}\""), out);
     }
 }
 
@@ -148,7 +152,7 @@ fn text(value: &str, out: &mut String) -> Result<(), Misfit> {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            control if u32::from(control) < 0x20 => drop(write!(out, "\\u{:04x}", u32::from(control))),
+            control if u32::from(control) < 0x20 => display(&format_args!("\\u{:04x}", u32::from(control)), out),
             other => out.push(other),
         }
     }

@@ -1,0 +1,215 @@
+//! Everything that can go wrong between a Delta table and the rows that it serves.
+
+use datafusion::error::DataFusionError;
+
+/// The crate's results.
+pub type Result<T> = std::result::Result<T, ReverseSyncError>;
+
+/// Why a table, a version or a range of versions could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReverseSyncError {
+    /// The address is neither a path nor a URL of a supported store.
+    #[error("`{uri}` is no lake address; write a local path or `s3://bucket/prefix`")]
+    UnsupportedUri {
+        /// the address, without user and password
+        uri: String,
+    },
+    /// An option that the store does not know.
+    #[error("the store of `{uri}` has no option `{option}`; see `lake.options`")]
+    UnknownOption {
+        /// the address
+        uri: String,
+        /// the option's key, never its value
+        option: String,
+    },
+    /// A local folder cannot be opened.
+    #[error("the folder `{uri}` cannot be opened; create it, or correct the address")]
+    Folder {
+        /// the path as configured
+        uri: String,
+        /// what the file system said
+        #[source]
+        source: std::io::Error,
+    },
+    /// The object store answered with an error.
+    #[error("reading `{at}` from the object store failed")]
+    Store {
+        /// the path inside the store, or the store's address
+        at: String,
+        /// what the store said
+        #[source]
+        source: Box<object_store::Error>,
+    },
+    /// There is no Delta table at the address.
+    #[error("there is no Delta table at {table}: its folder holds no log")]
+    NoTable {
+        /// the table's address
+        table: String,
+    },
+    /// The version is not there yet.
+    #[error("{table} has no version {version}; its newest is {latest}")]
+    NoSuchVersion {
+        /// the table's address
+        table: String,
+        /// what was asked for
+        version: u64,
+        /// the newest version
+        latest: u64,
+    },
+    /// The changes of the range, or the rows of the version, can no longer be told from the table; the rows of
+    /// the newest version can be.
+    #[error("what {table} held {} cannot be read any more: {reason}", range(*.from, *.to))]
+    Unavailable {
+        /// the table's address
+        table: String,
+        /// the version before the range
+        from: u64,
+        /// the range's last version
+        to: u64,
+        /// why
+        reason: Unavailable,
+    },
+    /// The Delta log cannot be read, or asks for a feature that this reader lacks.
+    #[error("the Delta log of {table} cannot be read")]
+    Log {
+        /// the table's address
+        table: String,
+        /// what the Delta reader said
+        #[source]
+        source: Box<delta_kernel::Error>,
+    },
+    /// A commit is not what the protocol says.
+    #[error("commit {version} of {table} cannot be read: {reason}")]
+    Commit {
+        /// the table's address
+        table: String,
+        /// the commit
+        version: u64,
+        /// what is wrong with it
+        reason: String,
+    },
+    /// A data file cannot be read.
+    #[error("the data file `{path}` of {table} cannot be read")]
+    DataFile {
+        /// the table's address
+        table: String,
+        /// the file, as the log names it
+        path: String,
+        /// what the reader said
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A column whose type is outside of the contract.
+    #[error("column `{column}` of {table} cannot be read: {reason}; leave it out with `columns`")]
+    Column {
+        /// the table's address
+        table: String,
+        /// the column
+        column: String,
+        /// what its type is
+        reason: String,
+    },
+    /// A column that was asked for and is not there.
+    #[error("{table} has no column `{column}` in version {version}")]
+    NoSuchColumn {
+        /// the table's address
+        table: String,
+        /// the version whose schema was looked at
+        version: u64,
+        /// the column
+        column: String,
+    },
+    /// A condition that does not fit the table.
+    #[error("the condition `{filter}` does not fit {table}")]
+    Filter {
+        /// the table's address
+        table: String,
+        /// the condition as written
+        filter: String,
+        /// what planning or evaluating it said
+        #[source]
+        source: Box<DataFusionError>,
+    },
+    /// The files that a comparison is spilled to cannot be written or read.
+    #[error(
+        "the folder `{folder}` does not take the spill files of a comparison; see that it can be written"
+    )]
+    Spill {
+        /// the folder
+        folder: String,
+        /// what the file system said
+        #[source]
+        source: std::io::Error,
+    },
+    /// Rows could not be brought into shape.
+    #[error("rows of {table} cannot be brought into shape")]
+    Shape {
+        /// the table's address
+        table: String,
+        /// what Arrow said
+        #[source]
+        source: arrow::error::ArrowError,
+    },
+    /// Reading ended early: the task that reads came down.
+    #[error("the task that reads {table} came down; this is a defect, please report it")]
+    Reader {
+        /// the table's address
+        table: String,
+        /// how it ended
+        #[source]
+        source: tokio::task::JoinError,
+    },
+}
+
+/// What keeps a range of versions from being told. The remedy is always to load the newest version anew.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// The log does not reach back far enough.
+    #[error("its log begins with version {earliest}, and version {version} is needed")]
+    LogExpired {
+        /// the version that is needed
+        version: u64,
+        /// the oldest version that can be read
+        earliest: u64,
+    },
+    /// VACUUM took a file away.
+    #[error("the file `{path}` of version {version} is gone, as after VACUUM")]
+    FileVacuumed {
+        /// the version that names the file
+        version: u64,
+        /// the file, as the log names it
+        path: String,
+    },
+    /// Rows from before a change of the schema have no form under the schema after it.
+    #[error("version {version} changed column `{column}`: {reason}")]
+    SchemaIncompatible {
+        /// the version that brought the change
+        version: u64,
+        /// the column
+        column: String,
+        /// what changed
+        reason: String,
+    },
+    /// The writer left out of the log what the changes would follow from.
+    #[error("version {version} removes `{path}` without naming its partition")]
+    NoPartitionValues {
+        /// the version
+        version: u64,
+        /// the file, as the log names it
+        path: String,
+    },
+}
+
+impl ReverseSyncError {
+    /// Why changes cannot be told, when loading the newest version anew is the remedy.
+    pub fn unavailable(&self) -> Option<&Unavailable> {
+        match self {
+            ReverseSyncError::Unavailable { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+fn range(from: u64, to: u64) -> String {
+    if from == to { format!("in version {to}") } else { format!("from version {from} to {to}") }
+}
