@@ -28,6 +28,7 @@ import freshness
 import long_life
 import one_transaction
 import report
+import serving
 import stream
 import upserts
 from measurement import Incomplete, Section
@@ -55,6 +56,8 @@ class Sizes:
     commits: tuple[int, int]
     transaction: int
     life: tuple[int, int]
+    served: int
+    served_seconds: int
 
     def scaled(self, factor: float) -> Sizes:
         """For trying the suite itself. Rows come in thousands, and the small tables keep enough to change."""
@@ -75,6 +78,9 @@ class Sizes:
             (early, max(early * 3, int(late * factor))),
             rows(self.transaction),
             (self.life[0], max(self.life[0] * 2, int(self.life[1] * factor))),
+            # The changes of one version are a tenth of it at least.
+            max(1_000_000, rows(self.served)),
+            max(5, int(self.served_seconds * factor)),
         )
 
 
@@ -90,6 +96,8 @@ QUICK = Sizes(
     commits=(20, 2_000),
     transaction=1_000_000,
     life=(100, 3_000),
+    served=2_000_000,
+    served_seconds=30,
 )
 FULL = Sizes(
     inserts=10_000_000,
@@ -103,6 +111,8 @@ FULL = Sizes(
     commits=(20, 10_000),
     transaction=10_000_000,
     life=(100, 30_000),
+    served=10_000_000,
+    served_seconds=60,
 )
 
 Measure = Callable[[Path, Postgres, Path], Section]
@@ -125,6 +135,9 @@ def measurements(sizes: Sizes) -> dict[str, Measure]:
         ),
         "transaction": lambda binary, postgres, place: one_transaction.measure(
             binary, postgres, place, sizes.transaction
+        ),
+        "serving": lambda binary, postgres, place: serving.measure(
+            binary, postgres, place, sizes.served, sizes.served_seconds
         ),
         "life": lambda binary, postgres, place: long_life.measure(
             binary, postgres, place, sizes.commit_table, *sizes.life

@@ -209,7 +209,7 @@ impl Target {
         let target = self.definition.target();
         let key = layout.key_of("c");
         let latest = layout.latest_first("c").map_or_else(String::new, |order| format!(", {order}"));
-        let equal = format!("ROW({}) *= ROW({})", layout.of("t"), layout.of("c"));
+        let equal = format!("ROW({})::record *= ROW({})::record", layout.of("t"), layout.of("c"));
         let time = layout.timeseries.and_then(|at| layout.columns.get(at)).map(|column| quote_identifier(&column.name));
         let same = match time {
             None => equal,

@@ -70,7 +70,7 @@ impl Target {
         let first_key = layout.key_columns().next().map(|column| quote_identifier(&column.name)).unwrap_or_default();
         let differing = format!(
             "FROM {target} t FULL JOIN {staged} s ON {} WHERE t.{first_key} IS NULL OR s.{first_key} IS NULL
-             OR ROW({}) *<> ROW({})",
+             OR ROW({})::record *<> ROW({})::record",
             layout.same_key("t", "s"),
             layout.of("t"),
             layout.of("s")

@@ -10,7 +10,7 @@
 //! two batches a session, and the channel.
 
 use super::binary_copy::BinaryCopy;
-use super::definition::Layout;
+use super::definition::{Layout, ServedDefinition};
 use super::error::ServeError;
 use super::kept_out::KeptOut;
 use super::target::session;
@@ -79,6 +79,7 @@ impl<'a> CopyIn<'a> {
 /// Writes all rows into a table, over several sessions if they are many. `progress` is told the rows so far.
 pub(super) async fn copy_all(
     config: &SourceConfig,
+    definition: &ServedDefinition,
     table: &str,
     layout: &Layout,
     mut rows: RowStream,
@@ -89,8 +90,13 @@ pub(super) async fn copy_all(
     let (written, mut news) = mpsc::unbounded_channel::<u64>();
     let mut copiers = JoinSet::new();
     for _ in 0..SESSIONS {
-        let (config, table, layout) = (config.clone(), table.to_owned(), layout.clone());
-        copiers.spawn(copy_some(config, table, layout, received.clone(), written.clone()));
+        let copier = Copier {
+            config: config.clone(),
+            definition: definition.clone(),
+            table: table.to_owned(),
+            layout: layout.clone(),
+        };
+        copiers.spawn(copier.copy_some(received.clone(), written.clone()));
     }
     drop((received, written));
     let mut total: u64 = 0;
@@ -120,22 +126,30 @@ pub(super) async fn copy_all(
     Ok((i64::try_from(total).unwrap_or(i64::MAX), kept_out))
 }
 
-async fn copy_some(
+/// One of the sessions.
+struct Copier {
     config: SourceConfig,
+    definition: ServedDefinition,
     table: String,
     layout: Layout,
-    batches: Arc<Mutex<mpsc::Receiver<RecordBatch>>>,
-    written: mpsc::UnboundedSender<u64>,
-) -> Result<KeptOut, ServeError> {
-    let next = async || batches.lock().await.recv().await;
-    let Some(first) = next().await else { return Ok(KeptOut::default()) };
-    let client = session(&config).await?;
-    let mut copy = CopyIn::begin(&client, &table, &layout, "").await?;
-    let mut batch = Some(first);
-    while let Some(rows) = batch {
-        // Whoever counts may have given up; then this ends with the task.
-        let _ = written.send(copy.write(&rows, None).await?);
-        batch = next().await;
+}
+
+impl Copier {
+    async fn copy_some(
+        self,
+        batches: Arc<Mutex<mpsc::Receiver<RecordBatch>>>,
+        written: mpsc::UnboundedSender<u64>,
+    ) -> Result<KeptOut, ServeError> {
+        let next = async || batches.lock().await.recv().await;
+        let Some(first) = next().await else { return Ok(KeptOut::default()) };
+        let client = session(&self.config, &self.definition).await?;
+        let mut copy = CopyIn::begin(&client, &self.table, &self.layout, "").await?;
+        let mut batch = Some(first);
+        while let Some(rows) = batch {
+            // Whoever counts may have given up; then this ends with the task.
+            let _ = written.send(copy.write(&rows, None).await?);
+            batch = next().await;
+        }
+        copy.finish().await
     }
-    copy.finish().await
 }

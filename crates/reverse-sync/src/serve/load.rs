@@ -17,7 +17,7 @@ use super::error::ServeError;
 use super::kept_out::{KeptOut, KeptOutRow};
 use super::record::{LISTED_DUPLICATES, Record, Version};
 use super::target::Target;
-use postgres_connector::quote_identifier;
+use postgres_connector::{quote_identifier, quote_literal};
 
 /// Tells how many rows a load has copied.
 pub type Progress<'a> = &'a (dyn Fn(u64) + Send + Sync);
@@ -59,7 +59,7 @@ impl Target {
         self.create_load(layout, &load).await?;
         let mut kept_out;
         if layout.is_direct() {
-            (_, kept_out) = copy_all(&self.config, &load, layout, rows, progress).await?;
+            (_, kept_out) = copy_all(&self.config, &self.definition, &load, layout, rows, progress).await?;
             if !self.add_key(layout, &load).await? {
                 self.settle_duplicates(layout, &load, &mut kept_out).await?;
                 self.add_key(layout, &load).await?;
@@ -83,8 +83,8 @@ impl Target {
             "DELETE FROM tidewater.served_tables WHERE schema_name = {} AND table_name = {};
              ALTER TABLE {load} SET SCHEMA {};
              ALTER TABLE {}.{} RENAME TO {}",
-            postgres_connector::quote_literal(schema),
-            postgres_connector::quote_literal(name),
+            quote_literal(schema),
+            quote_literal(name),
             quote_identifier(schema),
             quote_identifier(schema),
             quote_identifier(&self.definition.load_name()),
@@ -104,7 +104,7 @@ impl Target {
     /// The served table's schema; whoever may read a served table may look into a schema that is made for it.
     async fn ensure_schema(&self) -> Result<(), ServeError> {
         let schema = &self.definition.schema;
-        let sql = format!("SELECT count(*) FROM pg_namespace WHERE nspname = {}", postgres_connector::quote_literal(schema));
+        let sql = format!("SELECT count(*) FROM pg_namespace WHERE nspname = {}", quote_literal(schema));
         if self.count("looking for the served table's schema", &sql).await? > 0 {
             return Ok(());
         }
@@ -119,7 +119,7 @@ impl Target {
             "DROP TABLE IF EXISTS {load}; CREATE TABLE {load} ({}{extra})",
             layout.declared_columns()
         );
-        self.run("making the served table", &sql).await
+        self.run_configured("making the served table", &sql).await
     }
 
     /// Adds the primary key; false if several rows have one key.
@@ -140,7 +140,7 @@ impl Target {
     /// What the table has beside its rows, before anyone sees it.
     async fn furnish(&self, table: &str) -> Result<(), ServeError> {
         for (_, sql) in self.index_statements(table) {
-            self.run("making an index of the served table", &sql).await?;
+            self.run_configured("making an index of the served table", &sql).await?;
         }
         for sql in Target::guard_of(table) {
             self.run("guarding the served table", &sql).await?;
@@ -169,12 +169,13 @@ impl Target {
         self.begin().await?;
         let applied = async {
             self.lock_record(record).await?;
-            if new_key {
+            if new_key && self.has_key().await? {
                 self.drop_key().await?;
             }
             self.alter(&alterations).await?;
             let (deleted, updated, inserted) = self.apply_difference(layout).await?;
-            if new_key {
+            // It also goes with a column of it that somebody dropped.
+            if !self.has_key().await? {
                 self.add_key(layout, &self.definition.target()).await?;
             }
             let count = record.rows + inserted - deleted;
@@ -205,6 +206,15 @@ impl Target {
         }
     }
 
+    async fn has_key(&self) -> Result<bool, ServeError> {
+        let sql = format!(
+            "SELECT count(*) FROM pg_constraint WHERE conrelid = to_regclass({}) AND conname = {}",
+            quote_literal(&self.definition.target()),
+            quote_literal(&self.definition.key_constraint())
+        );
+        Ok(self.count("looking for the primary key", &sql).await? > 0)
+    }
+
     /// The foreign keys of others that hang on the key keep it from being dropped, and the error names them.
     async fn drop_key(&self) -> Result<(), ServeError> {
         let sql = format!(
@@ -228,7 +238,7 @@ impl Target {
             layout.staged_columns()
         );
         self.run("making a staging table", &sql).await?;
-        let (_, mut kept_out) = copy_all(&self.config, &stage, layout, rows, progress).await?;
+        let (_, mut kept_out) = copy_all(&self.config, &self.definition, &stage, layout, rows, progress).await?;
         match layout.latest_first("s") {
             Some(order) => self.keep_latest(layout, &stage, &order).await?,
             None => self.settle_duplicates(layout, &stage, &mut kept_out).await?,
@@ -286,7 +296,7 @@ impl Target {
     async fn first_duplicates(&self, layout: &Layout) -> Result<Vec<String>, ServeError> {
         let parts = layout.key_columns().map(|column| {
             let name = quote_identifier(&column.name);
-            format!("{} || left(d.{name}::text, 80)", postgres_connector::quote_literal(&format!("{}=", column.name)))
+            format!("{} || left(d.{name}::text, 80)", quote_literal(&format!("{}=", column.name)))
         });
         let parts = parts.collect::<Vec<_>>().join(", ");
         let sql = format!("SELECT concat_ws(', ', {parts}) FROM pg_temp.tidewater_duplicates d LIMIT 5");
@@ -322,7 +332,7 @@ impl Target {
         let same_key = layout.same_key("t", "s");
         let delete = format!("DELETE FROM {target} t WHERE NOT EXISTS (SELECT FROM {staged} s WHERE {same_key})");
         let update = format!(
-            "UPDATE {target} t SET ({}) = ROW({}) FROM {staged} s WHERE {same_key} AND ROW({}) *<> ROW({})",
+            "UPDATE {target} t SET ({}) = ROW({}) FROM {staged} s WHERE {same_key} AND ROW({})::record *<> ROW({})::record",
             layout.names(),
             layout.of("s"),
             layout.of("t"),

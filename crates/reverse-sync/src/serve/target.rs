@@ -12,10 +12,14 @@ use postgres_connector::{Client, SourceConfig, connect, quote_identifier};
 use std::collections::BTreeSet;
 use tokio_postgres::types::ToSql;
 
-/// Names in overrides, indexes and extra columns mean what they mean to the role in psql; pg_catalog goes first in any case.
 /// Staging and sorting a million rows should not take thousands of files, and several tables apply at a time.
-const SESSION: &str = "RESET search_path; SET statement_timeout = 0; SET work_mem = '64MB';
-    SET maintenance_work_mem = '256MB'; SET tidewater.applying = 'on'";
+const SESSION: &str = "SET statement_timeout = 0; SET work_mem = '64MB'; SET maintenance_work_mem = '256MB';
+    SET tidewater.applying = 'on'";
+
+/// Names in overrides, indexes and extra columns mean what they mean to the role in psql. Everywhere else the path stays
+/// empty: where others may make functions, one of theirs could be a better match than Postgres's own.
+const OWN_PATH: &str = "RESET search_path";
+const EMPTY_PATH: &str = "SET search_path = ''";
 
 const GUARD_TRIGGERS: [(&str, &str); 2] = [
     ("tidewater_refuses_writes", "INSERT OR UPDATE OR DELETE"),
@@ -38,8 +42,8 @@ pub(super) struct Alterations {
     pub added: Vec<ServedColumn>,
     /// Columns of ours that the Delta table has no more.
     pub dropped: Vec<String>,
-    /// Columns with another type.
-    pub retyped: Vec<ServedColumn>,
+    /// Columns with another type, and the type that they had.
+    pub retyped: Vec<(ServedColumn, String)>,
     /// Somebody took a column away that rows are in: its values are in the Delta table only.
     pub lost: bool,
 }
@@ -53,10 +57,16 @@ impl Alterations {
     fn statements(&self, target: &str) -> Vec<String> {
         let alter = |what: String| format!("ALTER TABLE {target} {what}");
         let dropped = self.dropped.iter().map(|name| alter(format!("DROP COLUMN {}", quote_identifier(name))));
-        // Its values come with the same transaction: nothing is worth converting.
-        let retyped = self.retyped.iter().flat_map(|column| {
+        let retyped = self.retyped.iter().flat_map(|(column, before)| {
             let name = quote_identifier(&column.name);
-            [alter(format!("DROP COLUMN {name}")), alter(format!("ADD COLUMN {name} {}", column.declared))]
+            match is_wider(before, &column.declared) {
+                true => vec![alter(format!("ALTER COLUMN {name} TYPE {}", column.declared))],
+                // Its values come with the same transaction: nothing is worth converting.
+                false => vec![
+                    alter(format!("DROP COLUMN {name}")),
+                    alter(format!("ADD COLUMN {name} {}", column.declared)),
+                ],
+            }
         });
         let added = self.added.iter().map(|column| {
             alter(format!("ADD COLUMN {} {}", quote_identifier(&column.name), column.declared))
@@ -65,10 +75,21 @@ impl Alterations {
     }
 }
 
+/// Whether every value of a type is one of the other, and the server knows how.
+fn is_wider(from: &str, to: &str) -> bool {
+    let word = |declared: &str| declared.split('(').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match (word(from).as_str(), word(to).as_str()) {
+        ("smallint", "integer" | "bigint") | ("integer", "bigint") | ("real", "double precision") => true,
+        // Of one kind: a length or precision that is too short for what is there is an error, and said so.
+        ("numeric", "numeric") | ("varchar" | "character varying", "varchar" | "character varying" | "text") => true,
+        _ => false,
+    }
+}
+
 impl Target {
     /// Opens a session and makes what Tidewater keeps for itself, unless it is there.
     pub async fn open(config: &SourceConfig, definition: ServedDefinition) -> Result<Target, ServeError> {
-        let client = session(config).await?;
+        let client = session(config, &definition).await?;
         record::ensure_tables(&client).await?;
         Ok(Target { client, config: config.clone(), definition, temporary: None })
     }
@@ -112,7 +133,9 @@ impl Target {
                     alterations.lost = true;
                     alterations.added.push(column.clone());
                 }
-                Some((_, declared)) if *declared != column.declared => alterations.retyped.push(column.clone()),
+                Some((_, before)) if *before != column.declared => {
+                    alterations.retyped.push((column.clone(), before.clone()));
+                }
                 Some(_) => {}
             }
         }
@@ -134,9 +157,18 @@ impl Target {
     /// Changes the columns, inside the transaction that brings their values.
     pub(super) async fn alter(&self, alterations: &Alterations) -> Result<(), ServeError> {
         for statement in alterations.statements(&self.definition.target()) {
-            self.run("changing the served table's columns", &statement).await?;
+            self.run_configured("changing the served table's columns", &statement).await?;
         }
         Ok(())
+    }
+
+    /// Runs a statement with SQL of the configuration in it.
+    pub(super) async fn run_configured(&self, doing: &'static str, sql: &str) -> Result<(), ServeError> {
+        match self.definition.type_overrides.is_empty() {
+            // An error in between closes the session.
+            true => self.run(doing, &format!("{OWN_PATH}; {sql}; {EMPTY_PATH}")).await,
+            false => self.run(doing, sql).await,
+        }
     }
 
     pub(super) async fn begin(&self) -> Result<(), ServeError> {
@@ -174,10 +206,10 @@ impl Target {
         let target = self.definition.target();
         let there = self.column_names().await?;
         for statement in self.missing_columns(&target, &there).chain(self.guard_statements(&target).await?) {
-            self.run("fitting the served table", &statement).await?;
+            self.run_configured("fitting the served table", &statement).await?;
         }
         for statement in self.missing_indexes(&target).await? {
-            self.run("making an index of the served table", &statement).await?;
+            self.run_configured("making an index of the served table", &statement).await?;
         }
         for statement in self.missing_privileges(&target).await? {
             self.run("setting the served table's privileges", &statement).await?;
@@ -240,9 +272,9 @@ impl Target {
                 }
             }
         }
-        let writers = "SELECT format('REVOKE %s ON %s FROM %s', a.privilege_type, $1,
+        let writers = "SELECT format('REVOKE %s ON %s FROM %s', a.privilege_type, $1::text,
                          CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
-                       FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = to_regclass($1)
+                       FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = to_regclass($1::text)
                          AND a.grantee <> c.relowner AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')";
         statements.extend(self.texts("reading privileges", writers, &[&target]).await?);
         Ok(statements)
@@ -276,8 +308,12 @@ fn guard_trigger(on: &str, name: &str, events: &str) -> String {
 }
 
 /// A session that may write to served tables.
-pub(super) async fn session(config: &SourceConfig) -> Result<Client, ServeError> {
+pub(super) async fn session(config: &SourceConfig, definition: &ServedDefinition) -> Result<Client, ServeError> {
     let client = connect(config).await?;
+    if !definition.type_overrides.is_empty() {
+        let own = client.batch_execute(OWN_PATH).await;
+        own.map_err(|source| client.error("setting up the session", source))?;
+    }
     client.batch_execute(SESSION).await.map_err(|source| client.error("setting up the session", source))?;
     Ok(client)
 }

@@ -13,6 +13,7 @@
 
 mod comparison;
 mod narrator;
+mod recommendations;
 mod shop;
 mod stage;
 mod tour;
@@ -77,6 +78,10 @@ pub enum DemoError {
     #[error("a value of the lake cannot be shown")]
     #[diagnostic(code(tidewater::demo::value))]
     Value(#[from] arrow::error::ArrowError),
+    /// What was computed cannot be written to the lake.
+    #[error("the lake cannot be written to")]
+    #[diagnostic(code(tidewater::demo::lake), help("`--log info` shows more"))]
+    Lake(#[from] delta_writer::DeltaError),
     /// The shop's Postgres refuses.
     #[error("the shop's Postgres cannot be worked with")]
     #[diagnostic(code(tidewater::demo::postgres), help("`--log info` shows more"))]

@@ -1,5 +1,7 @@
 //! `tidewater doctor`: sources and lake, looked at live before they are relied on.
 
+mod serving;
+
 use super::{CommandError, Outcome};
 use crate::config::{Config, Database, UrlDatabase};
 use crate::daemon::error_chain;
@@ -31,6 +33,7 @@ pub(super) async fn doctor(config: &Config, json: bool) -> Result<Outcome, Comma
             }
         }
     }
+    findings.extend(serving::findings(config).await);
     print(&findings, json)?;
     let failed = findings.iter().any(|(_, finding)| finding.severity == Severity::Error);
     Ok(if failed { Outcome::FoundDifference } else { Outcome::Done })

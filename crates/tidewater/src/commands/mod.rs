@@ -149,7 +149,8 @@ impl CommandLine {
     pub async fn execute(self) -> Result<Outcome, CommandError> {
         // The daemon tells what it does; of a command one wants its result.
         let default = match self.command {
-            Command::Run { .. } => "info",
+            // The kernel tells of every snapshot that it builds.
+            Command::Run { .. } => "info,buoyant_kernel=warn,delta_kernel=warn",
             // Its daemon waits for the shop at first, which is nothing to be warned of.
             Command::Demo { .. } => "error",
             // The kernel logs as an error what it also returns, and what our own message says better.

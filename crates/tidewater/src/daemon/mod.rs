@@ -33,7 +33,7 @@ mod table_upkeep;
 mod table_writer;
 
 pub use error::{DaemonError, SyncError, error_chain};
-pub use serving::definition as served_definition;
+pub use serving::{LakeTable, ServingError, definition as served_definition};
 
 use crate::config::{Config, Durability, Mount, SchemaChanges};
 use crate::reload::Reload;

@@ -2,13 +2,14 @@
 //!
 //! Structs and maps are objects, lists arrays. Numbers keep all their digits, decimals included; what JSON has no
 //! number for (NaN, infinities) is text, as are dates, timestamps (ISO 8601) and binary (base64). A null field of a
-//! struct is there as null. jsonb cannot hold a zero character, so no text here may.
+//! struct is there as null. A variant is the JSON that it stands for. jsonb cannot hold a zero character, so no text here may.
 
 use super::Misfit;
+use super::variant::write_variant;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{
-    DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
-    TimeUnit, TimestampMicrosecondType, TimestampNanosecondType,
+    DataType, Date32Type, Decimal128Type, FieldRef, Fields, Float32Type, Float64Type, Int8Type, Int16Type,
+    Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType, TimestampNanosecondType,
 };
 use arrow::temporal_conversions::{date32_to_datetime, timestamp_ns_to_datetime, timestamp_us_to_datetime};
 use std::fmt::{Display, Write};
@@ -22,6 +23,11 @@ pub fn write_json(array: &dyn Array, row: usize, out: &mut String) -> Result<(),
         return Ok(());
     }
     match array.data_type() {
+        DataType::Struct(fields) if is_variant(fields) => {
+            let parts = array.as_struct();
+            let (metadata, value) = (parts.column(0).as_binary::<i32>(), parts.column(1).as_binary::<i32>());
+            write_variant(metadata.value(row), value.value(row), out)
+        }
         DataType::Struct(fields) => {
             let columns = array.as_struct();
             let pairs = fields.iter().zip(columns.columns());
@@ -38,6 +44,13 @@ pub fn write_json(array: &dyn Array, row: usize, out: &mut String) -> Result<(),
         DataType::ListView(_) => elements(array.as_list_view::<i32>().value(row).as_ref(), out),
         _ => scalar(array, row, out),
     }
+}
+
+/// A variant's two parts are never null; in every other struct, as rows are read, all fields may be.
+fn is_variant(fields: &Fields) -> bool {
+    let part = |field: &FieldRef| (field.name().clone(), field.data_type().clone(), field.is_nullable());
+    let parts = ["metadata", "value"].map(|name| (name.to_owned(), DataType::Binary, false));
+    fields.iter().map(part).eq(parts)
 }
 
 /// What names a member of an object.
@@ -128,12 +141,12 @@ fn scalar(array: &dyn Array, row: usize, out: &mut String) -> Result<(), Misfit>
     Ok(())
 }
 
-fn display(value: &dyn Display, out: &mut String) {
+pub(super) fn display(value: &dyn Display, out: &mut String) {
     // Writing to a String cannot fail.
     let _ = write!(out, "{value}");
 }
 
-fn float(value: f64, digits: &str, out: &mut String) {
+pub(super) fn float(value: f64, digits: &str, out: &mut String) {
     if value.is_finite() {
         out.push_str(digits);
     } else {
@@ -142,7 +155,7 @@ fn float(value: f64, digits: &str, out: &mut String) {
     }
 }
 
-fn text(value: &str, out: &mut String) -> Result<(), Misfit> {
+pub(super) fn text(value: &str, out: &mut String) -> Result<(), Misfit> {
     out.push('"');
     for character in value.chars() {
         match character {
@@ -160,7 +173,7 @@ fn text(value: &str, out: &mut String) -> Result<(), Misfit> {
     Ok(())
 }
 
-fn base64(bytes: &[u8], out: &mut String) {
+pub(super) fn base64(bytes: &[u8], out: &mut String) {
     out.push('"');
     for chunk in bytes.chunks(3) {
         let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or_default());

@@ -2,6 +2,7 @@
 
 mod json;
 mod numeric;
+mod variant;
 
 pub(super) use json::write_json;
 pub(super) use numeric::write_numeric;
@@ -40,6 +41,9 @@ pub enum Misfit {
     /// A vector holds finite numbers only.
     #[error("a vector with an element that is null, infinite or not a number")]
     NotFinite,
+    /// Bytes that are no variant.
+    #[error("a variant that cannot be decoded")]
+    BadVariant,
     /// More than a gigabyte.
     #[error("a value larger than Postgres takes")]
     TooLarge,

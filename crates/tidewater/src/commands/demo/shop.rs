@@ -69,6 +69,15 @@ SELECT id, (pg_current_wal_insert_lsn() - '0/0')::bigint FROM placed";
 const NEXT_STATUS: &str = "
 UPDATE public.orders SET status = $2 WHERE id = $1 RETURNING (pg_current_wal_insert_lsn() - '0/0')::bigint";
 
+/// Of a product that she has not bought, many at once.
+const ADAS_NEXT_ORDER: &str = "
+WITH placed AS (
+    INSERT INTO public.orders (customer_id, total) SELECT $1, 7 * price FROM public.products WHERE id = 7 RETURNING id),
+item AS (
+    INSERT INTO public.order_items (order_id, line, product_id, quantity, price)
+    SELECT placed.id, 1, 7, 7, price FROM placed, public.products p WHERE p.id = 7)
+SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint FROM placed";
+
 /// Makes the tables and fills them.
 pub(super) async fn open(client: &Client) -> Result<(), DemoError> {
     let opening = [("$CUSTOMERS", CUSTOMERS), ("$PRODUCTS", PRODUCTS), ("$ORDERS", ORDERS)]
@@ -84,6 +93,18 @@ pub(super) async fn place_adas_order(client: &Client) -> Result<(i64, Lsn), Demo
     let placed = placed.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
     let (order, position) = placed.map_err(|error| client.error("placing an order", error))?;
     Ok((order, lsn(position)))
+}
+
+/// Ada, by her id.
+pub(super) async fn ada(client: &Client) -> Result<i64, DemoError> {
+    let found = client.query_one("SELECT id FROM public.customers WHERE city = 'London'", &[]).await;
+    Ok(found.and_then(|row| row.try_get(0)).map_err(|error| client.error("looking for Ada", error))?)
+}
+
+/// Ada buys seven of what she has none of; tells where the log stood just before the commit.
+pub(super) async fn buy_for_ada(client: &Client, ada: i64) -> Result<Lsn, DemoError> {
+    let placed = client.query_one(ADAS_NEXT_ORDER, &[&ada]).await.and_then(|row| row.try_get(0));
+    Ok(lsn(placed.map_err(|error| client.error("placing an order", error))?))
 }
 
 /// Moves an order on.

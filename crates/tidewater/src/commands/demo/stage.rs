@@ -4,6 +4,7 @@
 //! order and one removed, and [`Stage::strike`] does both.
 
 use super::DemoError;
+use super::recommendations::{DELTA, SERVED};
 use crate::commands::CommandError;
 use crate::commands::run;
 use crate::commands::state_lock::StateLock;
@@ -12,6 +13,7 @@ use crate::daemon::{self, Controls, DaemonError, RunOptions};
 use crate::reload::Reloader;
 use crate::requests::Requests;
 use crate::status::{StatusBoard, StatusReport, TableReport};
+use delta_writer::Lake;
 use postgres_connector::{SourceConfig, TlsMode};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -84,6 +86,12 @@ impl Stage {
     /// The configuration the daemon runs on.
     pub(super) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The lake, to write to.
+    pub(super) fn lake(&self) -> Result<Lake, DemoError> {
+        let lake = &self.config.lake;
+        Ok(delta_writer::open_lake(lake.uri.as_str(), &lake.options.expose())?)
     }
 
     /// What the daemon says of its work.
@@ -188,7 +196,10 @@ fn configuration(http_port: u16) -> String {
          core: {{storage: ./core}}        # a private PostgreSQL 18, managed by Tidewater\n\
          databases:\n  {DATABASE}: {{core: {{}}}}\n\
          to_lake:\n  - database: {DATABASE}\n    tables: [\"public.*\"]\n\
-         listen: {{http: \"127.0.0.1:{http_port}\"}}\n"
+         to_postgres:\n  - table: {}\n    database: {DATABASE}\n    into: {SERVED}\n    mode: continuous\n    \
+         primary_key: [customer_id]\n    timeseries_key: computed_at\n\
+         listen: {{http: \"127.0.0.1:{http_port}\"}}\n",
+        DELTA.join(".")
     )
 }
 

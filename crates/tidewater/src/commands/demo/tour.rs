@@ -3,6 +3,7 @@
 use super::DemoError;
 use super::comparison::{self, Rows};
 use super::narrator::{Narrator, grouped};
+use super::recommendations;
 use super::shop::{self, TABLES};
 use super::stage::{Stage, is_past, line};
 use super::traffic::Traffic;
@@ -53,7 +54,8 @@ pub(super) async fn lead(stage: &Stage, narrator: &Narrator) -> Result<(), Comma
     let lake = &stage.config().lake;
     let lake = LakeSession::open(lake.uri.as_str(), &lake.options.expose()).await?;
     let order = compare(stage, narrator, &client, &lake).await?;
-    time_travel(stage, narrator, &client, &lake, order, loaded).await
+    time_travel(stage, narrator, &client, &lake, order, loaded).await?;
+    recommendations::serve(stage, narrator, &client, &lake).await
 }
 
 async fn start(stage: &Stage, narrator: &Narrator) -> Result<Client, CommandError> {
@@ -241,6 +243,6 @@ fn lag(report: &StatusReport) -> String {
     lags.reduce(f64::max).map_or_else(|| "    -".to_owned(), |lag| format!("{lag:>3.1} s"))
 }
 
-fn seconds(duration: Duration) -> String {
+pub(super) fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }

@@ -44,7 +44,9 @@ pub struct LakeTable {
 
 /// One version of it, as it is to be served.
 pub struct LakeVersion {
+    /// Which version it is.
     pub version: Version,
+    /// Its columns in Postgres.
     pub layout: Layout,
 }
 

@@ -21,7 +21,7 @@ use crate::status::StatusBoard;
 use lake_sql::LakeSession;
 use postgres_connector::SourceConfig;
 use reverse_sync::serve::ServedDefinition;
-pub use lake_table::ServingError;
+pub use lake_table::{LakeTable, ServingError};
 use served_table::ServedTable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

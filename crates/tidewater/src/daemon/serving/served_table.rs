@@ -30,7 +30,7 @@ const DEFAULT_PERIOD: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// An outage is noticed to have ended within this.
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
-/// What somebody has to mend is looked at again this often.
+/// What somebody has to mend is looked at again this often; a table that is not in the lake yet, as often as a new version.
 const MENDED_RETRY: Duration = Duration::from_secs(30);
 
 const RESYNC: &str = "somebody asked for it";
@@ -74,6 +74,8 @@ impl ServedTable {
             Recipient::Served { database: self.entry.database.clone(), table: self.entry.into.clone() };
         let mut asked = VecDeque::new();
         let mut wait = FIRST_RETRY;
+        // What is wrong is logged once, however often it is tried again.
+        let mut told = None;
         self.show(|_| {});
         loop {
             let began = Instant::now();
@@ -88,6 +90,10 @@ impl ServedTable {
             };
             let transient = error.is_transient();
             let text = error_chain(&error);
+            if told.as_ref() != Some(&text) {
+                tracing::warn!(database = %self.entry.database, table = %self.entry.into, error = %text, "serving is interrupted");
+                told = Some(text.clone());
+            }
             self.show(|status| {
                 status.state = if transient { TableState::Waiting } else { TableState::Failed };
                 status.error = Some(text.clone());
@@ -97,9 +103,13 @@ impl ServedTable {
             }
             if began.elapsed() > LONGEST_RETRY {
                 wait = FIRST_RETRY;
+                told = None;
             }
-            let pause = if transient { wait } else { MENDED_RETRY };
-            tracing::warn!(database = %self.entry.database, table = %self.entry.into, error = %text, retry_in = ?pause, "serving is interrupted");
+            let pause = match error {
+                _ if transient => wait,
+                ServingError::Locate(_) => LONGEST_POLL,
+                ServingError::Serve(_) => MENDED_RETRY,
+            };
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => wait = (wait * 2).min(LONGEST_RETRY),
@@ -117,13 +127,18 @@ impl ServedTable {
             target.ensure_fittings().await?;
         }
         let mut attempt = Attempt { table: self, lake, target, record, is_current: false, behind_since: None };
-        attempt.show_record(None);
         let mut poll = SHORTEST_POLL;
+        let mut is_shown = false;
         loop {
             while let Some(request) = asked.pop_front() {
                 attempt.answer(request).await?;
             }
             let moved = attempt.catch_up(None).await?;
+            // Not before: what went wrong the last time stays in sight until it is overcome.
+            if !is_shown && !moved {
+                attempt.show_record(None);
+            }
+            is_shown = true;
             if self.options.until_caught_up {
                 return Ok(());
             }
