@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tidewater_e2e::{Daemon, Engine, LakeTable, Postgres, Reader, Shop, Site, Source, Traffic, assert_equal, free_port};
+use tidewater_e2e::{
+    Daemon, Engine, LakeTable, Postgres, Reader, Shop, Site, Source, Traffic, assert_equal, free_port,
+};
 use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(90);
@@ -74,11 +76,15 @@ pub async fn rows(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
 }
 
 pub fn status_of<'a>(status: &'a Value, table: &str) -> Option<&'a Value> {
-    status["tables"].as_array()?.iter().find(|found| found["direction"] == "to_postgres" && found["table"] == table)
+    status["tables"]
+        .as_array()?
+        .iter()
+        .find(|found| found["direction"] == "to_postgres" && found["table"] == table)
 }
 
 pub async fn wait_state(daemon: &mut Daemon, table: &str, state: &str) -> Value {
-    let status = daemon.wait_status(SOON, |status| status_of(status, table).is_some_and(|found| found["state"] == state));
+    let status = daemon
+        .wait_status(SOON, |status| status_of(status, table).is_some_and(|found| found["state"] == state));
     status_of(&status.await, table).unwrap().clone()
 }
 
@@ -99,7 +105,8 @@ async fn a_table_is_loaded_and_then_follows_its_changes_version_by_version() {
     assert_eq!(served.assert_served(&mut reader, "orders").await, 5000);
     let first = served.version("orders").await;
 
-    let changes = "UPDATE orders SET amount = amount + 1 WHERE id % 10 = 0; DELETE FROM orders WHERE id % 7 = 0;
+    let changes =
+        "UPDATE orders SET amount = amount + 1 WHERE id % 10 = 0; DELETE FROM orders WHERE id % 7 = 0;
                    INSERT INTO orders SELECT n, NULL, 0, NULL, NULL FROM generate_series(6001, 6100) n;
                    UPDATE orders SET id = id + 10000 WHERE id BETWEEN 100 AND 110";
     served.source.batch_execute(changes).await.unwrap();
@@ -161,14 +168,22 @@ async fn columns_follow_and_what_users_made_stays() {
     let expected = rows(&served.source, "SELECT id, v, n, extra FROM public.t ORDER BY id").await;
     assert_eq!(served.rows("SELECT id, v, n, extra FROM serving.t ORDER BY id").await, expected);
     let names = "SELECT attname FROM pg_attribute WHERE attrelid = 'serving.t'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attname";
-    let names: Vec<String> = served.rows(names).await.into_iter().map(|row| row[0].clone().unwrap()).collect();
+    let names: Vec<String> =
+        served.rows(names).await.into_iter().map(|row| row[0].clone().unwrap()).collect();
     assert_eq!(names, ["added", "extra", "id", "n", "own", "v", "words"]);
     assert_eq!(served.rows("SELECT count(*) FROM serving.big").await, [[Some("500".to_owned())]]);
-    assert_eq!(served.rows("SELECT count(*) FROM serving.t WHERE added = 7 AND words @@ 'v7'").await, [[Some("1".to_owned())]]);
+    assert_eq!(
+        served.rows("SELECT count(*) FROM serving.t WHERE added = 7 AND words @@ 'v7'").await,
+        [[Some("1".to_owned())]]
+    );
     let indexes = "SELECT count(*) FROM pg_indexes WHERE schemaname = 'serving' AND tablename = 't'";
     assert_eq!(served.rows(indexes).await, [[Some("3".to_owned())]]);
     // A row that is referred to cannot go: said, and nothing of the version is applied.
-    served.source.batch_execute("DELETE FROM t WHERE id = 1; UPDATE t SET v = 'later' WHERE id = 2").await.unwrap();
+    served
+        .source
+        .batch_execute("DELETE FROM t WHERE id = 1; UPDATE t SET v = 'later' WHERE id = 2")
+        .await
+        .unwrap();
     let refused = served.site.command(&["run", "--until-caught-up"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     assert!(refused.stderr.contains("notes_id_fkey"), "{}", refused.stderr);
@@ -180,9 +195,18 @@ async fn columns_follow_and_what_users_made_stays() {
     assert_eq!(u64::try_from(in_lake.len()).unwrap(), 999);
     // A type that holds more is taken on, index and all.
     served.target.batch_execute("DROP VIEW serving.big").await.unwrap();
-    served.source.batch_execute("ALTER TABLE t ALTER COLUMN n TYPE bigint; INSERT INTO t VALUES (5000, 'wide', 5000000000, 1)").await.unwrap();
+    served
+        .source
+        .batch_execute(
+            "ALTER TABLE t ALTER COLUMN n TYPE bigint; INSERT INTO t VALUES (5000, 'wide', 5000000000, 1)",
+        )
+        .await
+        .unwrap();
     served.site.run_until_caught_up().await;
-    assert_eq!(served.rows("SELECT n FROM serving.t WHERE id = 5000").await, [[Some("5000000000".to_owned())]]);
+    assert_eq!(
+        served.rows("SELECT n FROM serving.t WHERE id = 5000").await,
+        [[Some("5000000000".to_owned())]]
+    );
     assert_eq!(served.rows(indexes).await, [[Some("3".to_owned())]]);
 }
 
@@ -192,7 +216,8 @@ async fn of_a_time_series_the_latest_row_of_each_key_is_served() {
          INSERT INTO readings SELECT n, n % 10, timestamptz '2026-01-01' + n * interval '1 s', n FROM generate_series(1, 1000) n";
     let entry = "table: shop.public.readings, into: serving.latest, mode: triggered, primary_key: [sensor], timeseries_key: at";
     let served = Served::new(sql, &[entry]).await;
-    let latest = "SELECT DISTINCT ON (sensor) sensor, id, value FROM public.readings ORDER BY sensor, at DESC";
+    let latest =
+        "SELECT DISTINCT ON (sensor) sensor, id, value FROM public.readings ORDER BY sensor, at DESC";
     for change in [
         "SELECT",
         "INSERT INTO readings VALUES (2001, 3, '2027-01-01', 1), (2002, 4, '2020-01-01', 2), (2003, 99, '2020-01-01', 3)",

@@ -73,7 +73,10 @@ async fn watch(url: String, stop: Arc<AtomicBool>, reads: Arc<AtomicU64>) {
                     reads.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => {
-                    assert!(error.as_db_error().is_none_or(|error| error.code().code().starts_with("57")), "{error:?}");
+                    assert!(
+                        error.as_db_error().is_none_or(|error| error.code().code().starts_with("57")),
+                        "{error:?}"
+                    );
                     break;
                 }
             }

@@ -10,7 +10,10 @@ const STEPS: &[&[&str]] = &[
     &["MERGE INTO {t} t USING (SELECT id * 3 AS id, 'merged' AS name FROM range(200)) s ON t.id = s.id
        WHEN MATCHED AND t.id % 2 = 0 THEN UPDATE SET name = s.name WHEN MATCHED THEN DELETE
        WHEN NOT MATCHED THEN INSERT (id, name) VALUES (s.id, s.name)"],
-    &["UPDATE {t} SET amount = amount * 2, at = NULL WHERE id BETWEEN 10 AND 40", "DELETE FROM {t} WHERE id > 380"],
+    &[
+        "UPDATE {t} SET amount = amount * 2, at = NULL WHERE id BETWEEN 10 AND 40",
+        "DELETE FROM {t} WHERE id > 380",
+    ],
     &["OPTIMIZE {t} ZORDER BY (id)"],
     &["ALTER TABLE {t} ADD COLUMNS (added string)", "UPDATE {t} SET added = name WHERE id % 5 = 0"],
     &["RESTORE TABLE {t} TO VERSION AS OF 2"],
@@ -57,7 +60,10 @@ impl Gold {
         let expected = self.reader.columns(Engine::Spark, &lake, &COLUMNS).await;
         let request = json!({"op": "source_rows", "dsn": self.postgres.url("app"), "schema": "serving", "table": name, "columns": COLUMNS});
         let served = self.reader.ask(request).await;
-        let mut served: Vec<Vec<Option<String>>> = served["rows"].as_array().unwrap().iter()
+        let mut served: Vec<Vec<Option<String>>> = served["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
             .map(|row| row.as_array().unwrap().iter().map(|cell| cell.as_str().map(str::to_owned)).collect())
             .collect();
         let mut expected = expected;
@@ -99,7 +105,16 @@ async fn whatever_spark_does_to_a_table_is_served_at_each_version() {
         }
     }
     // What was in between is gone from the store: the newest version is not.
-    gold.spark("gold/t", &["UPDATE {t} SET name = 'x'", "UPDATE {t} SET name = 'y'", "SET spark.databricks.delta.retentionDurationCheck.enabled = false", "VACUUM {t} RETAIN 0 HOURS"]).await;
+    gold.spark(
+        "gold/t",
+        &[
+            "UPDATE {t} SET name = 'x'",
+            "UPDATE {t} SET name = 'y'",
+            "SET spark.databricks.delta.retentionDurationCheck.enabled = false",
+            "VACUUM {t} RETAIN 0 HOURS",
+        ],
+    )
+    .await;
     gold.site.run_until_caught_up().await;
     gold.assert_served("gold/t", "t").await;
 }
@@ -128,17 +143,34 @@ async fn nested_values_are_jsonb_and_arrays_and_a_zero_byte_keeps_its_row_out() 
     let sql = "SELECT id, s::text, m::text, l::text, t::text, v::text, x FROM serving.n ORDER BY id";
     let rows = crate::serving::rows(&gold.client, sql).await;
     let expected = [
-        [Some("1"), Some(r#"{"a": 1, "b": ["x", null]}"#), Some(r#"{"k": 1.50}"#), Some("{1,NULL,3}"), Some("{\"2026-01-01 00:00:00+00\"}"), Some("[1.5,-2]"), Some("ok")],
+        [
+            Some("1"),
+            Some(r#"{"a": 1, "b": ["x", null]}"#),
+            Some(r#"{"k": 1.50}"#),
+            Some("{1,NULL,3}"),
+            Some("{\"2026-01-01 00:00:00+00\"}"),
+            Some("[1.5,-2]"),
+            Some("ok"),
+        ],
         [Some("2"), None, None, Some("{}"), None, None, None],
     ];
     assert_eq!(rows, expected.map(|row| row.map(|cell| cell.map(str::to_owned)).to_vec()));
     let kept_out = "SELECT misfits FROM tidewater.served_tables";
     assert_eq!(crate::serving::rows(&gold.client, kept_out).await, [[Some("2".to_owned())]]);
     // Out of the condition, into it, and mended.
-    gold.spark("gold/n", &["UPDATE {t} SET id = id + 100 WHERE id = 1", "UPDATE {t} SET id = 5 WHERE id = 100", "UPDATE {t} SET x = 'ab' WHERE id = 3"]).await;
+    gold.spark(
+        "gold/n",
+        &[
+            "UPDATE {t} SET id = id + 100 WHERE id = 1",
+            "UPDATE {t} SET id = 5 WHERE id = 100",
+            "UPDATE {t} SET x = 'ab' WHERE id = 3",
+        ],
+    )
+    .await;
     gold.site.run_until_caught_up().await;
     let rows = crate::serving::rows(&gold.client, "SELECT id, x FROM serving.n ORDER BY id").await;
     let expected = [["2", ""], ["3", "ab"], ["5", "elsewhere"]];
-    let rows: Vec<Vec<String>> = rows.into_iter().map(|row| row.into_iter().map(Option::unwrap_or_default).collect()).collect();
+    let rows: Vec<Vec<String>> =
+        rows.into_iter().map(|row| row.into_iter().map(Option::unwrap_or_default).collect()).collect();
     assert_eq!(rows, expected);
 }

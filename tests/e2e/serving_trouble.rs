@@ -28,7 +28,9 @@ async fn wait_rows(served: &Served, sql: &str, expected: &[&str]) {
     let deadline = std::time::Instant::now() + SOON;
     loop {
         let found: Vec<String> = match served.target.simple_query(sql).await {
-            Ok(_) => served.rows(sql).await.into_iter().map(|row| row[0].clone().unwrap_or_default()).collect(),
+            Ok(_) => {
+                served.rows(sql).await.into_iter().map(|row| row[0].clone().unwrap_or_default()).collect()
+            }
             Err(_) => Vec::new(),
         };
         if found == expected {
@@ -61,7 +63,11 @@ async fn null_keys_and_shared_keys_are_kept_out_named_and_come_back_when_mended(
     let all = "SELECT v FROM serving.loose ORDER BY v";
     wait_rows(&served, all, &["a", "e"]).await;
     // The changes alone do not say what is right now: the table is compared as a whole, and is right again.
-    served.source.batch_execute("DELETE FROM loose WHERE v = 'c'; UPDATE loose SET id = 4 WHERE v = 'd'").await.unwrap();
+    served
+        .source
+        .batch_execute("DELETE FROM loose WHERE v = 'c'; UPDATE loose SET id = 4 WHERE v = 'd'")
+        .await
+        .unwrap();
     wait_rows(&served, all, &["a", "b", "d", "e"]).await;
     served.source.batch_execute("INSERT INTO loose VALUES (1, 'f')").await.unwrap();
     wait_rows(&served, all, &["b", "d", "e"]).await;
@@ -105,7 +111,9 @@ async fn a_value_that_does_not_fit_is_named_and_the_others_go_on() {
 
 #[tokio::test]
 async fn what_somebody_took_away_at_the_target_is_put_back() {
-    let sql = with_other("CREATE TABLE t (id int PRIMARY KEY, v text, n int); INSERT INTO t VALUES (1, 'a', 1), (2, 'b', 2)");
+    let sql = with_other(
+        "CREATE TABLE t (id int PRIMARY KEY, v text, n int); INSERT INTO t VALUES (1, 'a', 1), (2, 'b', 2)",
+    );
     let entry = "table: shop.public.t, into: serving.t, mode: continuous, primary_key: [id]";
     let served = Served::new(&sql, &[entry, OTHER]).await;
     let mut daemon = served.site.start().await;
@@ -131,14 +139,19 @@ async fn a_table_that_is_not_there_is_waited_for_and_a_foreign_one_is_left_alone
     wait_error(&mut daemon, "serving.taken", &["not made by Tidewater", "move it away"]).await;
     assert_others_go_on(&served, "on").await;
     assert_eq!(served.rows("SELECT mine FROM serving.taken").await, [[Some("1".to_owned())]]);
-    served.source.batch_execute("CREATE TABLE late (id int PRIMARY KEY); INSERT INTO late VALUES (1)").await.unwrap();
+    served
+        .source
+        .batch_execute("CREATE TABLE late (id int PRIMARY KEY); INSERT INTO late VALUES (1)")
+        .await
+        .unwrap();
     wait_rows(&served, "SELECT id FROM serving.late", &["1"]).await;
     daemon.stop().await;
 }
 
 #[tokio::test]
 async fn a_role_without_privileges_is_told_so_and_serving_goes_on_once_it_has_them() {
-    let entry = "table: shop.public.other, into: serving.other, mode: triggered, every: 1s, primary_key: [id]";
+    let entry =
+        "table: shop.public.other, into: serving.other, mode: triggered, every: 1s, primary_key: [id]";
     let served = Served::new(&with_other(""), &[entry]).await;
     served.target.batch_execute("CREATE ROLE server LOGIN").await.unwrap();
     let as_server = configuration(&served.postgres, &[entry])
@@ -157,13 +170,24 @@ async fn a_role_without_privileges_is_told_so_and_serving_goes_on_once_it_has_th
 async fn nobody_writes_to_a_served_table_and_readers_get_what_they_were_granted() {
     let entry = "table: shop.public.other, into: serving.other, mode: triggered, primary_key: [id], grants: {select: [app_reader]}";
     let served = Served::new(&with_other(""), &[entry]).await;
-    served.target.batch_execute("CREATE ROLE app_reader LOGIN; CREATE ROLE stranger LOGIN; GRANT pg_write_all_data TO app_reader").await.unwrap();
+    served
+        .target
+        .batch_execute(
+            "CREATE ROLE app_reader LOGIN; CREATE ROLE stranger LOGIN; GRANT pg_write_all_data TO app_reader",
+        )
+        .await
+        .unwrap();
     served.site.run_until_caught_up().await;
     let refused = async |sql: &str| {
         let error = served.target.batch_execute(sql).await.unwrap_err();
         error.as_db_error().map(|error| (error.code().code().to_owned(), error.message().to_owned())).unwrap()
     };
-    for sql in ["UPDATE serving.other SET v = 'x'", "DELETE FROM serving.other", "INSERT INTO serving.other VALUES (2, 'x')", "TRUNCATE serving.other"] {
+    for sql in [
+        "UPDATE serving.other SET v = 'x'",
+        "DELETE FROM serving.other",
+        "INSERT INTO serving.other VALUES (2, 'x')",
+        "TRUNCATE serving.other",
+    ] {
         let (code, message) = refused(sql).await;
         assert_eq!(code, "25006", "{sql}: {message}");
         let as_reader = format!("SET ROLE app_reader; SET tidewater.applying = 'off'; {sql}");
@@ -175,7 +199,10 @@ async fn nobody_writes_to_a_served_table_and_readers_get_what_they_were_granted(
     tokio::spawn(connection);
     assert_eq!(rows(&client, "SELECT v FROM serving.other").await, [[Some("one".to_owned())]]);
     // Saying what only the owner may say changes nothing.
-    let error = client.batch_execute("SET tidewater.applying = 'on'; UPDATE serving.other SET v = 'x'").await.unwrap_err();
+    let error = client
+        .batch_execute("SET tidewater.applying = 'on'; UPDATE serving.other SET v = 'x'")
+        .await
+        .unwrap_err();
     assert_eq!(error.as_db_error().unwrap().code().code(), "25006");
     let stranger = served.target.batch_execute("SET ROLE stranger; SELECT * FROM serving.other").await;
     assert!(stranger.is_err());
@@ -194,7 +221,12 @@ async fn a_served_table_can_be_paused_resumed_verified_and_mended() {
     served.target.batch_execute("SET tidewater.applying = 'on'; UPDATE serving.other SET v = 'x'; INSERT INTO serving.other VALUES (5, 'y'); RESET tidewater.applying").await.unwrap();
     let different = verify().await;
     assert_eq!(different.code, Some(3), "{}{}", different.stdout, different.stderr);
-    assert!(different.stdout.contains("id=1: other values") && different.stdout.contains("id=5: only in Postgres"), "{}", different.stdout);
+    assert!(
+        different.stdout.contains("id=1: other values")
+            && different.stdout.contains("id=5: only in Postgres"),
+        "{}",
+        different.stdout
+    );
     assert_eq!(served.site.command(&["resync", "serving.other"]).await.code, Some(0));
     wait_rows(&served, "SELECT v FROM serving.other", &["one"]).await;
 

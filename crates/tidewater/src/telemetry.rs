@@ -109,9 +109,17 @@ fn describe() {
     describe_gauge!(LAKE_ROWS_PER_FILE, Unit::Count, "Rows for each data file, deleted ones included");
     describe_gauge!(LAKE_DELETED_SHARE, "Part of the rows that are deleted and not yet compacted away");
     describe_gauge!(SERVING_VERSION, "Delta version that the served table holds");
-    describe_gauge!(SERVING_LAG_SECONDS, Unit::Seconds, "Age of the oldest Delta version that is not served yet");
+    describe_gauge!(
+        SERVING_LAG_SECONDS,
+        Unit::Seconds,
+        "Age of the oldest Delta version that is not served yet"
+    );
     describe_counter!(SERVING_ROWS_TOTAL, Unit::Count, "Rows changed in the served table");
-    describe_histogram!(SERVING_APPLY_SECONDS, Unit::Seconds, "Time that bringing a version to Postgres took");
+    describe_histogram!(
+        SERVING_APPLY_SECONDS,
+        Unit::Seconds,
+        "Time that bringing a version to Postgres took"
+    );
     describe_gauge!(SERVING_KEPT_OUT_ROWS, Unit::Count, "Rows of the Delta table that are not served");
     describe_counter!(SERVING_RELOADS_TOTAL, Unit::Count, "Times that the table was compared as a whole");
     describe_counter!(LAKE_COMPACTIONS_TOTAL, Unit::Count, "Compactions committed to the table");

@@ -219,7 +219,8 @@ mod tests {
     fn a_report_is_complete_once_everyone_who_compares_has_answered_or_gone() {
         let verifications = Verifications::default();
         let tables = [("a", "public.x"), ("b", "public.x"), ("a", "public.y")];
-        let to_lake = |(database, table): (&str, &str)| (Direction::ToLake, database.to_owned(), table.to_owned());
+        let to_lake =
+            |(database, table): (&str, &str)| (Direction::ToLake, database.to_owned(), table.to_owned());
         let served = (Direction::ToPostgres, "a".to_owned(), "serving.x".to_owned());
         let tables: Vec<_> = tables.into_iter().map(to_lake).chain([served]).collect();
         let (id, mut parts) = verifications.begin(&tables);

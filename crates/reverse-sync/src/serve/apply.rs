@@ -120,7 +120,11 @@ impl Target {
         }
     }
 
-    async fn stage_changes(&mut self, layout: &Layout, mut changes: ChangeStream) -> Result<Staged, ServeError> {
+    async fn stage_changes(
+        &mut self,
+        layout: &Layout,
+        mut changes: ChangeStream,
+    ) -> Result<Staged, ServeError> {
         self.ensure_temporary(layout).await?;
         let mut copy = CopyIn::begin(&self.client, CHANGES, layout, "tidewater_sign, ").await?;
         let (mut rows, mut removed) = (0, 0);
@@ -185,7 +189,9 @@ impl Target {
             }
         }
         let target = self.definition.target();
-        let delete = format!("DELETE FROM {target} t USING {NET} n WHERE t.ctid = n.tidewater_place AND n.tidewater_sign < 0");
+        let delete = format!(
+            "DELETE FROM {target} t USING {NET} n WHERE t.ctid = n.tidewater_place AND n.tidewater_sign < 0"
+        );
         let update = format!(
             "UPDATE {target} t SET ({}) = ROW({}) FROM {NET} n
              WHERE t.ctid = n.tidewater_place AND n.tidewater_sign > 0 AND NOT n.tidewater_same",
@@ -210,7 +216,10 @@ impl Target {
         let key = layout.key_of("c");
         let latest = layout.latest_first("c").map_or_else(String::new, |order| format!(", {order}"));
         let equal = format!("ROW({})::record *= ROW({})::record", layout.of("t"), layout.of("c"));
-        let time = layout.timeseries.and_then(|at| layout.columns.get(at)).map(|column| quote_identifier(&column.name));
+        let time = layout
+            .timeseries
+            .and_then(|at| layout.columns.get(at))
+            .map(|column| quote_identifier(&column.name));
         let same = match time {
             None => equal,
             // Served rows and changes are compared by the text of the same columns: the target may have more.

@@ -98,7 +98,11 @@ impl BinaryCopy {
             let (column, array) = (self.columns.get(*at)?, arrays.get(*at)?);
             Some(format!("{}={}", column.name, shown(array, row)))
         });
-        KeptOutRow { key: parts.collect::<Vec<_>>().join(", "), column: None, reason: "a null key".to_owned() }
+        KeptOutRow {
+            key: parts.collect::<Vec<_>>().join(", "),
+            column: None,
+            reason: "a null key".to_owned(),
+        }
     }
 }
 
@@ -131,7 +135,8 @@ mod tests {
             Field::new("id", DataType::Int64, true),
             Field::new("name", DataType::Utf8, true),
         ]);
-        let columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(ids)), Arc::new(StringArray::from(names))];
+        let columns: Vec<ArrayRef> =
+            vec![Arc::new(Int64Array::from(ids)), Arc::new(StringArray::from(names))];
         RecordBatch::try_new(Arc::new(schema), columns).unwrap()
     }
 
@@ -160,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_row_that_does_not_fit_leaves_no_bytes_and_is_named() {
-        let batch = batch(vec![None, Some(8), Some(9), Some(10)], vec![None, Some("a\0b"), Some("long"), Some("ok")]);
+        let batch =
+            batch(vec![None, Some(8), Some(9), Some(10)], vec![None, Some("a\0b"), Some("long"), Some("ok")]);
         let (mut out, mut kept_out) = (BytesMut::new(), KeptOut::default());
         let written = copy(&batch, Some("varchar(3)")).write(&batch, None, &mut out, &mut kept_out).unwrap();
         assert_eq!((written, out.len()), (1, 2 + 12 + 6));

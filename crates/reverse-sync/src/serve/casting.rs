@@ -27,7 +27,9 @@ impl Target {
         };
         let at_fault = error.code().is_some_and(|code| code.code().starts_with(DATA_EXCEPTION));
         let error = ServeError::from(self.client.error(doing, error));
-        if !at_fault || postgres_connector::server_version(&self.client).await.is_ok_and(|v| v < VALIDATES_INPUT) {
+        if !at_fault
+            || postgres_connector::server_version(&self.client).await.is_ok_and(|v| v < VALIDATES_INPUT)
+        {
             return Err(error);
         }
         self.roll_back().await?;
@@ -37,7 +39,11 @@ impl Target {
     async fn find_uncastable(&self, layout: &Layout, staged: &str) -> Result<Option<ServeError>, ServeError> {
         let failed = |source| self.client.error("looking for the value that cannot be cast", source);
         let key = layout.key_columns().map(|column| {
-            format!("{} || s.{}::text", quote_literal(&format!("{}=", column.name)), quote_identifier(&column.name))
+            format!(
+                "{} || s.{}::text",
+                quote_literal(&format!("{}=", column.name)),
+                quote_identifier(&column.name)
+            )
         });
         let key = key.collect::<Vec<_>>().join(", ");
         for column in layout.columns.iter().filter(|column| column.is_cast()) {

@@ -290,6 +290,7 @@ fn write_vector(
 
 fn bounds(lists: &ListArray, row: usize) -> (usize, usize) {
     let offsets = lists.value_offsets();
-    let at = |row: usize| offsets.get(row).and_then(|offset| usize::try_from(*offset).ok()).unwrap_or_default();
+    let at =
+        |row: usize| offsets.get(row).and_then(|offset| usize::try_from(*offset).ok()).unwrap_or_default();
     (at(row), at(row + 1))
 }

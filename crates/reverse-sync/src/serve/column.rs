@@ -104,8 +104,8 @@ pub struct ServedColumn {
 impl ServedColumn {
     /// Plans a column by the type map, or by what the configuration says of it.
     pub fn plan(field: &Field, declared: Option<&str>) -> Result<ServedColumn, ServeError> {
-        let natural = Natural::of(field.data_type(), 0)
-            .ok_or_else(|| unsupported(field.name(), field.data_type()))?;
+        let natural =
+            Natural::of(field.data_type(), 0).ok_or_else(|| unsupported(field.name(), field.data_type()))?;
         let column = match declared {
             None => ServedColumn {
                 name: field.name().clone(),
@@ -166,14 +166,12 @@ impl Natural {
                 let plain = Natural::plain("timestamp with time zone", Form::Timestamp)?;
                 Some(Natural { zoned: true, ..plain })
             }
-            DataType::Decimal128(precision, scale) if (0..=DECIMAL_DIGITS).contains(scale) => {
-                Some(Natural {
-                    declared: format!("numeric({precision},{scale})"),
-                    base: "numeric".to_owned(),
-                    form: Form::Numeric { scale: scale.unsigned_abs() },
-                    zoned: false,
-                })
-            }
+            DataType::Decimal128(precision, scale) if (0..=DECIMAL_DIGITS).contains(scale) => Some(Natural {
+                declared: format!("numeric({precision},{scale})"),
+                base: "numeric".to_owned(),
+                form: Form::Numeric { scale: scale.unsigned_abs() },
+                zoned: false,
+            }),
             // Readers hand partition columns out so; nothing nested comes that way.
             DataType::Dictionary(_, values) if depth == 0 => Natural::of(values, depth),
             DataType::List(element) | DataType::LargeList(element) | DataType::ListView(element) => {

@@ -67,7 +67,8 @@ impl Target {
             format!("CAST(s.{name} AS {}) AS {name}", column.declared)
         });
         let staged = format!("(SELECT {} FROM {stage} s)", staged.collect::<Vec<_>>().join(", "));
-        let first_key = layout.key_columns().next().map(|column| quote_identifier(&column.name)).unwrap_or_default();
+        let first_key =
+            layout.key_columns().next().map(|column| quote_identifier(&column.name)).unwrap_or_default();
         let differing = format!(
             "FROM {target} t FULL JOIN {staged} s ON {} WHERE t.{first_key} IS NULL OR s.{first_key} IS NULL
              OR ROW({})::record *<> ROW({})::record",
@@ -88,7 +89,8 @@ impl Target {
         let failed = |source| self.client.error("comparing rows", source);
         let rows = self.client.query(&first, &[]).await.map_err(failed)?;
         let first = rows.iter().map(|row| {
-            let (not_served, not_in_lake) = (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
+            let (not_served, not_in_lake) =
+                (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
             let difference = match (not_served, not_in_lake) {
                 (true, _) => Difference::OnlyInLake,
                 (_, true) => Difference::OnlyServed,

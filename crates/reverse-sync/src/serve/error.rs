@@ -21,7 +21,9 @@ pub enum ServeError {
         data_type: String,
     },
     /// The Delta table lacks a column that is to be served or names rows.
-    #[error("the Delta table has no column {column}: mend the entry's `columns`, `primary_key` or `timeseries_key`")]
+    #[error(
+        "the Delta table has no column {column}: mend the entry's `columns`, `primary_key` or `timeseries_key`"
+    )]
     MissingColumn {
         /// The column.
         column: String,
@@ -39,13 +41,17 @@ pub enum ServeError {
     #[error("the table has more columns than Postgres takes: choose some with `columns`")]
     TooManyColumns,
     /// The name is taken by something that Tidewater did not make.
-    #[error("{table} is there already and was not made by Tidewater: move it away, or serve `into` another name")]
+    #[error(
+        "{table} is there already and was not made by Tidewater: move it away, or serve `into` another name"
+    )]
     ForeignTarget {
         /// `schema.table`
         table: String,
     },
     /// Another installation serves a table of this name.
-    #[error("{table} is served by the installation `{instance}`: serve `into` another name, or stop that entry there")]
+    #[error(
+        "{table} is served by the installation `{instance}`: serve `into` another name, or stop that entry there"
+    )]
     OtherInstance {
         /// `schema.table`
         table: String,
@@ -53,7 +59,9 @@ pub enum ServeError {
         instance: String,
     },
     /// The served table is not ours to change.
-    #[error("{table} belongs to the role {owner}: `ALTER TABLE {table} OWNER TO {role}`, or serve `into` another name")]
+    #[error(
+        "{table} belongs to the role {owner}: `ALTER TABLE {table} OWNER TO {role}`, or serve `into` another name"
+    )]
     NotOwner {
         /// `schema.table`, quoted
         table: String,
@@ -84,7 +92,9 @@ pub enum ServeError {
     #[error(transparent)]
     Read(#[from] ReverseSyncError),
     /// A record of Tidewater's own cannot be understood.
-    #[error("the record of {table} in tidewater.served_tables is not usable: {problem}. Delete its row and the table to serve it anew")]
+    #[error(
+        "the record of {table} in tidewater.served_tables is not usable: {problem}. Delete its row and the table to serve it anew"
+    )]
     BadRecord {
         /// `schema.table`
         table: String,
@@ -102,7 +112,9 @@ impl ServeError {
         match self {
             ServeError::Postgres(error) => error.is_transient(),
             ServeError::MovedMeanwhile { .. } | ServeError::CopierGone => true,
-            ServeError::Read(error) => matches!(error, ReverseSyncError::Store { .. } | ReverseSyncError::Spill { .. }),
+            ServeError::Read(error) => {
+                matches!(error, ReverseSyncError::Store { .. } | ReverseSyncError::Spill { .. })
+            }
             _ => false,
         }
     }

@@ -73,7 +73,8 @@ impl fmt::Display for KeptOut {
             (self.duplicates, "that share their key"),
             (self.misfits, "with a value that does not fit"),
         ];
-        let kinds: Vec<_> = kinds.iter().filter(|(n, _)| *n != 0).map(|(n, kind)| format!("{n} {kind}")).collect();
+        let kinds: Vec<_> =
+            kinds.iter().filter(|(n, _)| *n != 0).map(|(n, kind)| format!("{n} {kind}")).collect();
         write!(f, "{} rows are not served: {}", self.rows(), kinds.join(", "))?;
         for row in &self.named {
             match &row.column {

@@ -114,7 +114,8 @@ impl Target {
 
     async fn create_load(&self, layout: &Layout, load: &str) -> Result<(), ServeError> {
         let extra = self.definition.extra_columns.iter();
-        let extra: String = extra.map(|(name, rest)| format!(", {} {rest}", quote_identifier(name))).collect();
+        let extra: String =
+            extra.map(|(name, rest)| format!(", {} {rest}", quote_identifier(name))).collect();
         let sql = format!(
             "DROP TABLE IF EXISTS {load}; CREATE TABLE {load} ({}{extra})",
             layout.declared_columns()
@@ -132,7 +133,9 @@ impl Target {
         );
         match self.client.batch_execute(&sql).await {
             Ok(()) => Ok(true),
-            Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => Ok(false),
+            Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => {
+                Ok(false)
+            }
             Err(source) => Err(self.client.error("making the primary key", source).into()),
         }
     }
@@ -200,7 +203,10 @@ impl Target {
         match self.roll_back().await {
             Ok(()) => error,
             Err(gone) => {
-                tracing::debug!(error = &gone as &dyn std::error::Error, "the session ended with its transaction");
+                tracing::debug!(
+                    error = &gone as &dyn std::error::Error,
+                    "the session ended with its transaction"
+                );
                 error
             }
         }
@@ -238,7 +244,8 @@ impl Target {
             layout.staged_columns()
         );
         self.run("making a staging table", &sql).await?;
-        let (_, mut kept_out) = copy_all(&self.config, &self.definition, &stage, layout, rows, progress).await?;
+        let (_, mut kept_out) =
+            copy_all(&self.config, &self.definition, &stage, layout, rows, progress).await?;
         match layout.latest_first("s") {
             Some(order) => self.keep_latest(layout, &stage, &order).await?,
             None => self.settle_duplicates(layout, &stage, &mut kept_out).await?,
@@ -279,7 +286,11 @@ impl Target {
             return self.forget_duplicates().await;
         }
         for key in self.first_duplicates(layout).await? {
-            kept_out.name(|| KeptOutRow { key, column: None, reason: "several rows have this key".to_owned() });
+            kept_out.name(|| KeptOutRow {
+                key,
+                column: None,
+                reason: "several rows have this key".to_owned(),
+            });
         }
         let sql = format!(
             "DELETE FROM {table} s USING pg_temp.tidewater_duplicates d WHERE {}",
@@ -330,7 +341,8 @@ impl Target {
         let (target, stage) = (self.definition.target(), self.definition.stage());
         let staged = format!("(SELECT {} FROM {stage} s)", layout.cast_of("s"));
         let same_key = layout.same_key("t", "s");
-        let delete = format!("DELETE FROM {target} t WHERE NOT EXISTS (SELECT FROM {staged} s WHERE {same_key})");
+        let delete =
+            format!("DELETE FROM {target} t WHERE NOT EXISTS (SELECT FROM {staged} s WHERE {same_key})");
         let update = format!(
             "UPDATE {target} t SET ({}) = ROW({}) FROM {staged} s WHERE {same_key} AND ROW({})::record *<> ROW({})::record",
             layout.names(),
@@ -361,4 +373,3 @@ pub(super) fn key_text(layout: &Layout, alias: &str) -> String {
     });
     format!("jsonb_build_array({})::text", columns.collect::<Vec<_>>().join(", "))
 }
-

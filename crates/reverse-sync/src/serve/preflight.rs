@@ -27,7 +27,9 @@ pub async fn preflight(
     }
     found.extend(name_shortcoming(&client, definition).await?);
     for granted in definition.grants.values().flatten() {
-        if !exists(&client, &format!("SELECT FROM pg_roles WHERE rolname = {}", quote_literal(granted))).await? {
+        if !exists(&client, &format!("SELECT FROM pg_roles WHERE rolname = {}", quote_literal(granted)))
+            .await?
+        {
             found.push(Shortcoming {
                 problem: format!("the role {granted} of `grants` is not there"),
                 remedy: Some(format!("CREATE ROLE {}", quote_identifier(granted))),
@@ -46,7 +48,10 @@ async fn schema_shortcoming(
     let there = format!("SELECT FROM pg_namespace WHERE nspname = {}", quote_literal(schema));
     let (may, problem, remedy) = match exists(client, &there).await? {
         true => (
-            format!("SELECT WHERE has_schema_privilege({}, 'CREATE')", quote_literal(&quote_identifier(schema))),
+            format!(
+                "SELECT WHERE has_schema_privilege({}, 'CREATE')",
+                quote_literal(&quote_identifier(schema))
+            ),
             format!("the role {role} may not create tables in the schema {schema}"),
             format!("GRANT CREATE, USAGE ON SCHEMA {} TO {role}", quote_identifier(schema)),
         ),

@@ -86,7 +86,9 @@ pub(super) async fn ensure_tables(client: &Client) -> Result<(), ServeError> {
     }
     let sql = format!("BEGIN; CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}; {TABLES} {GUARD} COMMIT");
     let made = client.batch_execute(&sql).await;
-    made.map_err(|source| client.error("making the schema tidewater (needs CREATE on the database)", source))?;
+    made.map_err(|source| {
+        client.error("making the schema tidewater (needs CREATE on the database)", source)
+    })?;
     Ok(())
 }
 
@@ -95,19 +97,25 @@ impl Record {
     pub fn differs_from(&self, layout: &Layout, definition: &ServedDefinition) -> bool {
         let wanted = layout.columns.iter().map(|column| (&column.name, &column.declared));
         let held = self.columns.iter().map(|(name, declared)| (name, declared));
-        self.selection != definition.selection() || wanted.collect::<BTreeSet<_>>() != held.collect::<BTreeSet<_>>()
+        self.selection != definition.selection()
+            || wanted.collect::<BTreeSet<_>>() != held.collect::<BTreeSet<_>>()
     }
 
     /// The record of a served table; `None` before its first load.
-    pub(super) async fn read(client: &Client, definition: &ServedDefinition) -> Result<Option<Record>, ServeError> {
+    pub(super) async fn read(
+        client: &Client,
+        definition: &ServedDefinition,
+    ) -> Result<Option<Record>, ServeError> {
         let doing = "reading tidewater.served_tables";
-        let sql = "SELECT instance, source, table_id, version, rows, null_keys, misfits, duplicates, columns::text,
+        let sql =
+            "SELECT instance, source, table_id, version, rows, null_keys, misfits, duplicates, columns::text,
                      selection, paused
                    FROM tidewater.served_tables WHERE schema_name = $1 AND table_name = $2";
         let failed = |source| client.error(doing, source);
         let found = client.query_opt(sql, &[&definition.schema, &definition.table]).await.map_err(failed)?;
         let Some(row) = found else { return Ok(None) };
-        let bad = |problem: &str| ServeError::BadRecord { table: definition.name(), problem: problem.to_owned() };
+        let bad =
+            |problem: &str| ServeError::BadRecord { table: definition.name(), problem: problem.to_owned() };
         let instance: String = row.try_get(0).map_err(failed)?;
         if instance != definition.instance {
             return Err(ServeError::OtherInstance { table: definition.name(), instance });
@@ -125,7 +133,8 @@ impl Record {
                 duplicates: row.try_get(7).map_err(failed)?,
                 named: Vec::new(),
             },
-            columns: columns_from_json(&columns).ok_or_else(|| bad("its columns are no list of names and types"))?,
+            columns: columns_from_json(&columns)
+                .ok_or_else(|| bad("its columns are no list of names and types"))?,
             selection: row.try_get(9).map_err(failed)?,
             paused: row.try_get(10).map_err(failed)?,
         }))
@@ -235,7 +244,8 @@ mod tests {
 
     #[test]
     fn columns_survive_their_way_through_the_record() {
-        let columns = vec![("a\"b".to_owned(), "numeric(10,2)".to_owned()), ("c".to_owned(), "text".to_owned())];
+        let columns =
+            vec![("a\"b".to_owned(), "numeric(10,2)".to_owned()), ("c".to_owned(), "text".to_owned())];
         assert_eq!(columns_from_json(&columns_as_json(&columns)), Some(columns));
         assert_eq!(columns_from_json("{}"), None);
         assert_eq!(columns_from_json("[{\"name\": 1}]"), None);

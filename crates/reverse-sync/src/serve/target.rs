@@ -21,10 +21,8 @@ const SESSION: &str = "SET statement_timeout = 0; SET work_mem = '64MB'; SET mai
 const OWN_PATH: &str = "RESET search_path";
 const EMPTY_PATH: &str = "SET search_path = ''";
 
-const GUARD_TRIGGERS: [(&str, &str); 2] = [
-    ("tidewater_refuses_writes", "INSERT OR UPDATE OR DELETE"),
-    ("tidewater_refuses_truncate", "TRUNCATE"),
-];
+const GUARD_TRIGGERS: [(&str, &str); 2] =
+    [("tidewater_refuses_writes", "INSERT OR UPDATE OR DELETE"), ("tidewater_refuses_truncate", "TRUNCATE")];
 
 /// A session with the database that one table is served in.
 pub struct Target {
@@ -56,7 +54,8 @@ impl Alterations {
 
     fn statements(&self, target: &str) -> Vec<String> {
         let alter = |what: String| format!("ALTER TABLE {target} {what}");
-        let dropped = self.dropped.iter().map(|name| alter(format!("DROP COLUMN {}", quote_identifier(name))));
+        let dropped =
+            self.dropped.iter().map(|name| alter(format!("DROP COLUMN {}", quote_identifier(name))));
         let retyped = self.retyped.iter().flat_map(|(column, before)| {
             let name = quote_identifier(&column.name);
             match is_wider(before, &column.declared) {
@@ -81,7 +80,8 @@ fn is_wider(from: &str, to: &str) -> bool {
     match (word(from).as_str(), word(to).as_str()) {
         ("smallint", "integer" | "bigint") | ("integer", "bigint") | ("real", "double precision") => true,
         // Of one kind: a length or precision that is too short for what is there is an error, and said so.
-        ("numeric", "numeric") | ("varchar" | "character varying", "varchar" | "character varying" | "text") => true,
+        ("numeric", "numeric")
+        | ("varchar" | "character varying", "varchar" | "character varying" | "text") => true,
         _ => false,
     }
 }
@@ -122,7 +122,11 @@ impl Target {
     }
 
     /// What has to change about the served table's columns.
-    pub(super) async fn alterations(&self, layout: &Layout, record: &Record) -> Result<Alterations, ServeError> {
+    pub(super) async fn alterations(
+        &self,
+        layout: &Layout,
+        record: &Record,
+    ) -> Result<Alterations, ServeError> {
         let there = self.column_names().await?;
         let mut alterations = Alterations::default();
         for column in layout.columns.iter() {
@@ -140,7 +144,8 @@ impl Target {
             }
         }
         let kept = |name: &String| layout.columns.iter().any(|column| column.name == *name);
-        let dropped = record.columns.iter().map(|(name, _)| name).filter(|name| !kept(name) && there.contains(*name));
+        let dropped =
+            record.columns.iter().map(|(name, _)| name).filter(|name| !kept(name) && there.contains(*name));
         alterations.dropped = dropped.cloned().collect();
         Ok(alterations)
     }
@@ -223,11 +228,14 @@ impl Target {
         there: &'a BTreeSet<String>,
     ) -> impl Iterator<Item = String> + 'a {
         let missing = self.definition.extra_columns.iter().filter(|(name, _)| !there.contains(*name));
-        missing.map(move |(name, rest)| format!("ALTER TABLE {target} ADD COLUMN {} {rest}", quote_identifier(name)))
+        missing.map(move |(name, rest)| {
+            format!("ALTER TABLE {target} ADD COLUMN {} {rest}", quote_identifier(name))
+        })
     }
 
     async fn guard_statements(&self, target: &str) -> Result<Vec<String>, ServeError> {
-        let sql = "SELECT tgname::text FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgenabled IN ('O', 'A')";
+        let sql =
+            "SELECT tgname::text FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgenabled IN ('O', 'A')";
         let there = self.texts("reading the served table's triggers", sql, &[&target]).await?;
         let missing = GUARD_TRIGGERS.iter().filter(|(name, _)| !there.contains(*name));
         Ok(missing.map(|(name, events)| guard_trigger(target, name, events)).collect())
@@ -237,7 +245,11 @@ impl Target {
         let sql = "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
                    WHERE i.indrelid = to_regclass($1) AND i.indisvalid";
         let there = self.texts("reading the served table's indexes", sql, &[&target]).await?;
-        Ok(self.index_statements(target).filter(|(name, _)| !there.contains(name)).map(|(_, sql)| sql).collect())
+        Ok(self
+            .index_statements(target)
+            .filter(|(name, _)| !there.contains(name))
+            .map(|(_, sql)| sql)
+            .collect())
     }
 
     /// Name and statement of each configured index.
@@ -308,7 +320,10 @@ fn guard_trigger(on: &str, name: &str, events: &str) -> String {
 }
 
 /// A session that may write to served tables.
-pub(super) async fn session(config: &SourceConfig, definition: &ServedDefinition) -> Result<Client, ServeError> {
+pub(super) async fn session(
+    config: &SourceConfig,
+    definition: &ServedDefinition,
+) -> Result<Client, ServeError> {
     let client = connect(config).await?;
     if !definition.type_overrides.is_empty() {
         let own = client.batch_execute(OWN_PATH).await;

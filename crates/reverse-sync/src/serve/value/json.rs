@@ -111,7 +111,9 @@ fn scalar(array: &dyn Array, row: usize, out: &mut String) -> Result<(), Misfit>
             let value = array.as_primitive::<Float64Type>().value(row);
             float(value, &value.to_string(), out)
         }
-        DataType::Decimal128(_, _) => out.push_str(&array.as_primitive::<Decimal128Type>().value_as_string(row)),
+        DataType::Decimal128(_, _) => {
+            out.push_str(&array.as_primitive::<Decimal128Type>().value_as_string(row))
+        }
         DataType::Utf8 => text(array.as_string::<i32>().value(row), out)?,
         DataType::LargeUtf8 => text(array.as_string::<i64>().value(row), out)?,
         DataType::Utf8View => text(array.as_string_view().value(row), out)?,
@@ -150,7 +152,13 @@ pub(super) fn float(value: f64, digits: &str, out: &mut String) {
     if value.is_finite() {
         out.push_str(digits);
     } else {
-        let word = if value.is_nan() { "NaN" } else if value > 0.0 { "Infinity" } else { "-Infinity" };
+        let word = if value.is_nan() {
+            "NaN"
+        } else if value > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        };
         display(&format_args!("\"{word}\""), out);
     }
 }
@@ -165,7 +173,9 @@ pub(super) fn text(value: &str, out: &mut String) -> Result<(), Misfit> {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            control if u32::from(control) < 0x20 => display(&format_args!("\\u{:04x}", u32::from(control)), out),
+            control if u32::from(control) < 0x20 => {
+                display(&format_args!("\\u{:04x}", u32::from(control)), out)
+            }
             other => out.push(other),
         }
     }
@@ -191,8 +201,8 @@ pub(super) fn base64(bytes: &[u8], out: &mut String) {
 mod tests {
     use super::*;
     use arrow::array::{
-        ArrayRef, BinaryArray, Decimal128Array, Float64Array, Int64Array, MapBuilder, Int32Builder, StringArray,
-        StringBuilder, StructArray, TimestampMicrosecondArray,
+        ArrayRef, BinaryArray, Decimal128Array, Float64Array, Int32Builder, Int64Array, MapBuilder,
+        StringArray, StringBuilder, StructArray, TimestampMicrosecondArray,
     };
     use arrow::datatypes::Field;
     use proptest::prelude::*;
@@ -205,9 +215,9 @@ mod tests {
     }
 
     fn structure(columns: Vec<(&str, ArrayRef)>) -> StructArray {
-        let columns = columns.into_iter().map(|(name, column)| {
-            (Arc::new(Field::new(name, column.data_type().clone(), true)), column)
-        });
+        let columns = columns
+            .into_iter()
+            .map(|(name, column)| (Arc::new(Field::new(name, column.data_type().clone(), true)), column));
         StructArray::from(columns.collect::<Vec<_>>())
     }
 

@@ -66,7 +66,8 @@ mod tests {
         let from = weight.max(-1);
         for exponent in (-(scale + 3) / 4..=from).rev() {
             let at = weight - exponent;
-            let value = if (0..count).contains(&at) { short(8 + 2 * usize::try_from(at).unwrap()) } else { 0 };
+            let value =
+                if (0..count).contains(&at) { short(8 + 2 * usize::try_from(at).unwrap()) } else { 0 };
             digits.push_str(&format!("{value:04}"));
         }
         let extra = usize::try_from((4 - scale % 4) % 4).unwrap();

@@ -165,7 +165,12 @@ fn primitive(kind: u8, bytes: &[u8], out: &mut String) -> Result<(), Misfit> {
         9 => scaled(bytes, |bytes| number(bytes, i64::from_le_bytes, i128::from), out),
         10 => scaled(bytes, |bytes| number(bytes, i128::from_le_bytes, |n| n), out),
         15 => sized(bytes).map(|bytes| base64(bytes, out)),
-        16 => return text(sized(bytes).and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(Misfit::BadVariant)?, out),
+        16 => {
+            return text(
+                sized(bytes).and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(Misfit::BadVariant)?,
+                out,
+            );
+        }
         20 => number(bytes, Uuid::from_bytes, |id| display(&format_args!("\"{id}\""), out)),
         _ => return moment(kind, bytes, out),
     };
@@ -184,7 +189,8 @@ fn moment(kind: u8, bytes: &[u8], out: &mut String) -> Result<(), Misfit> {
             display(&format_args!("\"{}\"", day.date()), out);
         }
         12 | 13 | 18 | 19 => {
-            let found = if kind < 18 { timestamp_us_to_datetime(long()?) } else { timestamp_ns_to_datetime(long()?) };
+            let found =
+                if kind < 18 { timestamp_us_to_datetime(long()?) } else { timestamp_ns_to_datetime(long()?) };
             let found = found.ok_or_else(out_of_range)?;
             display(&format_args!("\"{}{zone}\"", found.format("%Y-%m-%dT%H:%M:%S%.f")), out);
         }
@@ -201,7 +207,11 @@ fn some((): ()) -> Option<()> {
     Some(())
 }
 
-fn number<const N: usize, T, U>(bytes: &[u8], read: impl Fn([u8; N]) -> T, with: impl FnOnce(T) -> U) -> Option<U> {
+fn number<const N: usize, T, U>(
+    bytes: &[u8],
+    read: impl Fn([u8; N]) -> T,
+    with: impl FnOnce(T) -> U,
+) -> Option<U> {
     let bytes: [u8; N] = bytes.get(..N)?.try_into().ok()?;
     Some(with(read(bytes)))
 }

@@ -56,7 +56,11 @@ pub(super) async fn serve(
     let (rows, version) = compute(lake, &mut table).await?;
     let computed = Instant::now();
     served(stage, version).await?;
-    let took = format!("{} rows served {} after their commit", grouped(rows), super::tour::seconds(computed.elapsed()));
+    let took = format!(
+        "{} rows served {} after their commit",
+        grouped(rows),
+        super::tour::seconds(computed.elapsed())
+    );
     narrator.line(&took)?;
 
     let ada = shop::ada(client).await?;
@@ -68,7 +72,10 @@ pub(super) async fn serve(
     let computed = Instant::now();
     served(stage, version).await?;
     let fresh = looked_up(client, lake, ada).await?;
-    narrator.entry("a new order", &format!("{fresh}, {} after the next computation", super::tour::seconds(computed.elapsed())))?;
+    narrator.entry(
+        "a new order",
+        &format!("{fresh}, {} after the next computation", super::tour::seconds(computed.elapsed())),
+    )?;
     narrator.line(&time_lookups(client).await?)?;
     Ok(())
 }
@@ -76,11 +83,21 @@ pub(super) async fn serve(
 /// Appends a computation; its rows and the version that has them.
 async fn compute(lake: &LakeSession, table: &mut AppendTable) -> Result<(u64, i64), CommandError> {
     let result = lake.sql(COMPUTATION).await?;
-    let batches: Vec<RecordBatch> = result.stream.try_collect().await.map_err(lake_sql::LakeSqlError::from)?;
+    let batches: Vec<RecordBatch> =
+        result.stream.try_collect().await.map_err(lake_sql::LakeSqlError::from)?;
     let rows = arrow::compute::concat_batches(&result.schema, &batches).map_err(DemoError::from)?;
-    let columns = rows.columns().iter().zip(schema().fields().clone().iter()).map(|(column, field)| arrow::compute::cast(column, field.data_type())).collect::<Result<Vec<_>, _>>();
+    let columns = rows
+        .columns()
+        .iter()
+        .zip(schema().fields().clone().iter())
+        .map(|(column, field)| arrow::compute::cast(column, field.data_type()))
+        .collect::<Result<Vec<_>, _>>();
     let rows = RecordBatch::try_new(schema(), columns.map_err(DemoError::from)?).map_err(DemoError::from)?;
-    let spec = CommitSpec { app_id: "tidewater-demo".to_owned(), version: table.version() + 1, info: serde_json::Map::new() };
+    let spec = CommitSpec {
+        app_id: "tidewater-demo".to_owned(),
+        version: table.version() + 1,
+        info: serde_json::Map::new(),
+    };
     let version = table.append(&rows, &spec).await.map_err(DemoError::from)?;
     Ok((rows.num_rows() as u64, version))
 }
@@ -130,6 +147,12 @@ async fn time_lookups(client: &Client) -> Result<String, CommandError> {
         took.push(began.elapsed());
     }
     took.sort();
-    let at = |share: usize| took.get(took.len() * share / 100).copied().unwrap_or_default().as_secs_f64() * 1000.0;
-    Ok(format!("{} lookups by key: half of them within {:.2} ms, 99 of 100 within {:.2} ms", grouped(LOOKUPS.into()), at(50), at(99)))
+    let at =
+        |share: usize| took.get(took.len() * share / 100).copied().unwrap_or_default().as_secs_f64() * 1000.0;
+    Ok(format!(
+        "{} lookups by key: half of them within {:.2} ms, 99 of 100 within {:.2} ms",
+        grouped(LOOKUPS.into()),
+        at(50),
+        at(99)
+    ))
 }

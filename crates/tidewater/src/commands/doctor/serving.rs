@@ -33,7 +33,10 @@ async fn in_lake(config: &Config, lake: &LakeSession, entry: &ToPostgres) -> Fin
         let table = LakeTable::open(entry, config.lake.uri.as_str(), &store, lake, &config.state_dir).await?;
         let newest = table.latest_version().await?;
         let columns = table.version(newest, &definition).await?.layout.columns.len();
-        Ok::<_, crate::daemon::ServingError>(format!("{} at version {newest}, {columns} columns", table.uri()))
+        Ok::<_, crate::daemon::ServingError>(format!(
+            "{} at version {newest}, {columns} columns",
+            table.uri()
+        ))
     };
     match looked.await {
         Ok(seen) => finding(Severity::Ok, "served-source", &entry.into, seen),

@@ -64,7 +64,11 @@ impl Check<'_> {
                 }
             }
             _ => {
-                self.wrong(&path, format!("`{}` is not a schema and a table", entry.into), "expected `schema.table`");
+                self.wrong(
+                    &path,
+                    format!("`{}` is not a schema and a table", entry.into),
+                    "expected `schema.table`",
+                );
             }
         }
         let config = self.config;
@@ -99,7 +103,11 @@ impl Check<'_> {
         let config = self.config;
         let path = ["to_postgres", at, "into"];
         let Some((schema, table)) = entry.into.split_once('.') else { return };
-        if config.databases.keys().any(|name| same_place(config, name, &entry.database) && entry.is_mirror_of(config, name)) {
+        if config
+            .databases
+            .keys()
+            .any(|name| same_place(config, name, &entry.database) && entry.is_mirror_of(config, name))
+        {
             self.wrong(
                 &path,
                 "this table would feed itself",
@@ -116,7 +124,8 @@ impl Check<'_> {
                         "expected a table that is not in `to_postgres`",
                     );
                 }
-            } else if same_place(config, &to_lake.database, &entry.database) && to_lake.matches(schema, table) {
+            } else if same_place(config, &to_lake.database, &entry.database) && to_lake.matches(schema, table)
+            {
                 self.wrong(
                     &path,
                     format!(

@@ -1,12 +1,14 @@
 //! The Delta table that is served: where it is, and its rows as serving takes them.
 
-use lake_sql::{LakeSession, LakeSqlError};
-use reverse_sync::serve::{ChangeStream, Layout, RowChanges, RowStream, ServeError, ServedDefinition, Version};
-use reverse_sync::{Detail, Part, TableSource};
+use crate::config::ToPostgres;
 use futures::StreamExt;
+use lake_sql::{LakeSession, LakeSqlError};
+use reverse_sync::serve::{
+    ChangeStream, Layout, RowChanges, RowStream, ServeError, ServedDefinition, Version,
+};
+use reverse_sync::{Detail, Part, TableSource};
 use std::collections::BTreeMap;
 use std::path::Path;
-use crate::config::ToPostgres;
 
 /// Why a version cannot be read or served.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +66,9 @@ impl LakeTable {
             (None, name) => {
                 let name = name.as_deref().unwrap_or_default();
                 let folders = reader.locate(name).await.map_err(ServingError::Locate)?;
-                folders.iter().fold(lake.trim_end_matches('/').to_owned(), |uri, folder| format!("{uri}/{folder}"))
+                folders
+                    .iter()
+                    .fold(lake.trim_end_matches('/').to_owned(), |uri, folder| format!("{uri}/{folder}"))
             }
         };
         // A folder takes no options; a table outside of the lake lies in a store of the same kind.
@@ -87,7 +91,11 @@ impl LakeTable {
     }
 
     /// A version's identity, and its columns in Postgres.
-    pub async fn version(&self, number: u64, definition: &ServedDefinition) -> Result<LakeVersion, ServingError> {
+    pub async fn version(
+        &self,
+        number: u64,
+        definition: &ServedDefinition,
+    ) -> Result<LakeVersion, ServingError> {
         let state = self.source.table_at(number).await?;
         let arrow = |source| ServeError::Arrow { column: "*".to_owned(), source };
         let layout = Layout::plan(definition, state.arrow_schema().map_err(arrow)?.as_ref())?;

@@ -13,15 +13,14 @@
 mod lake_table;
 mod served_table;
 
-
 use super::{DaemonError, RunOptions};
 use crate::config::{Config, ToPostgres};
 use crate::requests::Requests;
 use crate::status::StatusBoard;
 use lake_sql::LakeSession;
+pub use lake_table::{LakeTable, ServingError};
 use postgres_connector::SourceConfig;
 use reverse_sync::serve::ServedDefinition;
-pub use lake_table::{LakeTable, ServingError};
 use served_table::ServedTable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -73,7 +72,8 @@ impl Serving {
     pub fn start(&mut self, config: &Config, targets: &BTreeMap<String, SourceConfig>) {
         for entry in &config.to_postgres {
             let name = (entry.database.clone(), entry.into.clone());
-            let Some(target) = targets.get(&entry.database).filter(|_| !self.running.contains_key(&name)) else {
+            let Some(target) = targets.get(&entry.database).filter(|_| !self.running.contains_key(&name))
+            else {
                 continue;
             };
             let Some(definition) = definition(&config.instance, entry) else { continue };
@@ -95,7 +95,8 @@ impl Serving {
             self.running.insert(name.clone(), shutdown);
             self.tables.spawn(async move {
                 let outcome = table.run().await;
-                let failed = |source| DaemonError::Serving { table: name.1.clone(), source: Box::new(source) };
+                let failed =
+                    |source| DaemonError::Serving { table: name.1.clone(), source: Box::new(source) };
                 (name.clone(), outcome.map_err(failed))
             });
         }

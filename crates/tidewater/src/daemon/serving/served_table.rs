@@ -12,7 +12,9 @@ use crate::telemetry;
 use crate::verification::{DifferingKey, Verdict, Verification};
 use lake_sql::LakeSession;
 use postgres_connector::SourceConfig;
-use reverse_sync::serve::{Applied, Comparison, Difference, Outcome, Record, ServeError, ServedDefinition, Target};
+use reverse_sync::serve::{
+    Applied, Comparison, Difference, Outcome, Record, ServeError, ServedDefinition, Target,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -119,14 +121,16 @@ impl ServedTable {
     }
 
     async fn follow(&self, recipient: &Recipient, asked: &mut VecDeque<Request>) -> Result<(), ServingError> {
-        let lake = LakeTable::open(&self.entry, &self.lake, &self.store, &self.reader, &self.spill_folder).await?;
+        let lake =
+            LakeTable::open(&self.entry, &self.lake, &self.store, &self.reader, &self.spill_folder).await?;
         self.show(|status| status.location = lake.uri().to_owned());
         let target = Target::open(&self.target, self.definition.clone()).await?;
         let record = target.record().await?;
         if record.is_some() {
             target.ensure_fittings().await?;
         }
-        let mut attempt = Attempt { table: self, lake, target, record, is_current: false, behind_since: None };
+        let mut attempt =
+            Attempt { table: self, lake, target, record, is_current: false, behind_since: None };
         let mut poll = SHORTEST_POLL;
         let mut is_shown = false;
         loop {
@@ -266,7 +270,11 @@ impl Attempt<'_> {
     }
 
     /// The log or a file of the versions in between is gone: the newest version is still there.
-    async fn reload_if_unavailable(&mut self, error: ServeError, lake: &LakeVersion) -> Result<(), ServingError> {
+    async fn reload_if_unavailable(
+        &mut self,
+        error: ServeError,
+        lake: &LakeVersion,
+    ) -> Result<(), ServingError> {
         let Some(reason) = error.unavailable().map(ToString::to_string) else { return Err(error.into()) };
         // The session may be in the middle of a COPY.
         self.target = Target::open(&self.table.target, self.table.definition.clone()).await?;
@@ -347,7 +355,11 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    async fn compare(&mut self, record: &Record, verification: &Verification) -> Result<Comparison, ServingError> {
+    async fn compare(
+        &mut self,
+        record: &Record,
+        verification: &Verification,
+    ) -> Result<Comparison, ServingError> {
         let lake = self.lake.version(record.version, &self.table.definition).await?;
         let rows = self.lake.rows(record.version).await?;
         let name = &self.table.entry.into;
@@ -367,5 +379,6 @@ fn fill_in(table: &mut crate::verification::VerifiedTable, compared: Comparison)
     table.lake_rows = u64::try_from(compared.lake_rows).ok();
     table.differing_keys = u64::try_from(compared.differing_keys).ok();
     let named = compared.first.into_iter();
-    table.first = named.map(|(key, how)| DifferingKey { key, difference: difference(how).to_owned() }).collect();
+    table.first =
+        named.map(|(key, how)| DifferingKey { key, difference: difference(how).to_owned() }).collect();
 }
