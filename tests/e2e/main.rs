@@ -9,6 +9,7 @@ mod first_load;
 mod found_by_the_oracle;
 mod harness;
 mod history;
+mod http;
 mod keyless;
 mod living_with_it;
 mod mending;

@@ -30,7 +30,7 @@ use wal_decoder::{
 
 /// Value bytes a table's builder holds before they are handed to its writer, so that one large
 /// transaction does not grow in memory.
-const HAND_OVER_BYTES: usize = 8 << 20;
+const HAND_OVER_BYTES: usize = 4 << 20;
 
 /// Operations a builder holds before they are handed over: keeps Arrow offsets and row numbers small.
 const HAND_OVER_OPS: usize = 64 << 10;
