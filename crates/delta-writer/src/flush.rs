@@ -150,7 +150,7 @@ impl Flush {
         Some(OldRow::Stored(address))
     }
 
-    fn truncate(&mut self) {
+    pub fn truncate(&mut self) {
         self.clear();
         self.truncated = true;
     }
@@ -283,7 +283,16 @@ impl MirrorTable {
     /// Moves all pending rows to data files and tells the index where they are.
     pub(crate) async fn seal_pending(&mut self) -> Result<()> {
         let live = self.flush.pending.take()?;
-        if live.batches.is_empty() {
+        self.put_keyed_rows(&live.batches, live.keys).await
+    }
+
+    /// Writes rows to data files of this flush. With an index, `keys` has each row's, batch by batch.
+    pub(crate) async fn put_keyed_rows(
+        &mut self,
+        batches: &[RecordBatch],
+        keys: Vec<Vec<KeyHash>>,
+    ) -> Result<()> {
+        if batches.is_empty() {
             return Ok(());
         }
         let (index, next_file) = (&mut self.index, &mut self.flush.next_file);
@@ -296,9 +305,8 @@ impl MirrorTable {
                 }
             })
         };
-        let addresses = self.flush.sink.append(&live.batches, &mut number).await?;
-        let entries: Vec<_> = live
-            .keys
+        let addresses = self.flush.sink.append(batches, &mut number).await?;
+        let entries: Vec<_> = keys
             .into_iter()
             .zip(addresses)
             .flat_map(|(keys, addresses)| keys.into_iter().zip(addresses))

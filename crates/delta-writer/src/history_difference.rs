@@ -22,6 +22,7 @@ use crate::history_table::{Image, Record, Recorded};
 use crate::key_index::{FileId, RowAddress};
 use crate::lake::TableLocation;
 use crate::mirror_table::MirrorTable;
+use crate::reshape::Reshape;
 use crate::row_reader::RowReader;
 use crate::table_definition::{TableDefinition, TableKind};
 use crate::writer_options::WriterOptions;
@@ -62,7 +63,7 @@ impl HistoryDifference {
         options: WriterOptions,
         position: Lsn,
     ) -> Result<Option<HistoryDifference>> {
-        let Some(table) = MirrorTable::open(location, options).await? else { return Ok(None) };
+        let Some(mut table) = MirrorTable::open(location, options).await? else { return Ok(None) };
         // LSNs count bytes of WAL: none reaches 2^63.
         let position = position.0.cast_signed();
         let found = table.definition();
@@ -82,6 +83,7 @@ impl HistoryDifference {
             );
             return Ok(None);
         }
+        table.reshape(Reshape::with_same_columns(definition.clone())).await?;
         let underway = Arc::new(Mutex::new(Underway { table, position, met: HashMap::new() }));
         Ok(Some(HistoryDifference { underway }))
     }

@@ -27,7 +27,7 @@ use super::source_rows::{Piece, PieceReader, SourceBatch, pieces};
 use super::stream_loop::HistoryBeside;
 use super::table_writer::Shown;
 use crate::status::TableState;
-use delta_writer::{MirrorTable, TableDefinition, TableLocation, WriterOptions};
+use delta_writer::{MirrorTable, TableLocation, WriterOptions};
 use lake_sql::LakeSession;
 use postgres_connector::{ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, import_snapshot};
 use std::collections::VecDeque;
@@ -45,8 +45,6 @@ pub struct LoadTable {
     pub planned: PlannedTable,
     /// Where it goes.
     pub location: TableLocation,
-    /// Its shape in the lake.
-    pub definition: TableDefinition,
     /// How its files are written.
     pub options: WriterOptions,
     /// The `txn` application id its commit carries.
@@ -63,13 +61,17 @@ pub struct LoadTable {
     pub spool: PathBuf,
     /// The history beside it, with `mode: both`.
     pub history: Option<HistoryBeside>,
+    /// The table's own id, for its metadata.
+    pub table_id: String,
+    /// An older copy is in the lake, which readers see until the commit.
+    pub in_lake: bool,
 }
 
 /// A table that is in the lake as of `snapshot`.
 #[derive(Debug)]
 pub struct Loaded {
-    /// Its relation.
-    pub relation: u32,
+    /// What it is, as of the snapshot.
+    pub planned: PlannedTable,
     /// The table, ready to take changes.
     pub table: MirrorTable,
     /// So is the history beside it.
@@ -136,6 +138,7 @@ pub async fn load(
     let position = created.consistent_point;
     tracing::info!(%position, tables = tables.len(), "load begins");
 
+    let tables = as_of_snapshot(&source, &snapshot, tables).await?;
     let mut imported = Vec::with_capacity(sessions);
     for _ in 0..sessions.max(1) {
         imported.push(import_snapshot(&source, &snapshot).await?);
@@ -162,6 +165,29 @@ pub async fn load(
         ended.map_err(|_| SyncError::WriterGone)??;
     }
     Ok(())
+}
+
+/// The tables as the snapshot has them. A table whose columns changed since the plan was made is planned again: its
+/// rows in the stream are complete only from the shape on that the load has.
+async fn as_of_snapshot(
+    source: &SourceConfig,
+    snapshot: &str,
+    mut tables: Vec<LoadTable>,
+) -> Result<Vec<LoadTable>, SyncError> {
+    let oids: Vec<u32> = tables.iter().map(|table| table.planned.relation).collect();
+    let found = postgres_connector::read_tables_in_snapshot(source, snapshot, &oids).await?;
+    for table in &mut tables {
+        let planned = &mut table.planned.source;
+        let now = found.iter().find(|now| now.oid == planned.oid).ok_or(SyncError::TablesChanged)?;
+        let same = now.columns == planned.columns
+            && now.identity == planned.identity
+            && now.primary_key == planned.primary_key;
+        if !same {
+            return Err(SyncError::TablesChanged);
+        }
+        planned.storage = now.storage.clone();
+    }
+    Ok(tables)
 }
 
 /// Prepares a load that `everyone` sessions take part in.
@@ -254,7 +280,7 @@ async fn share(session: &mut SnapshotSession, table: &Underway) -> Result<Option
     let spec = super::commit_info::of_load(&table.request.app_id, position, rows);
     let (mirror, history) = load.commit(finished, &spec).await?;
     tracing::info!(table = %table.request.planned.name, rows, version = mirror.version(), "load is in the lake");
-    Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, history, snapshot: position }))
+    Ok(Some(Loaded { planned: table.request.planned.clone(), table: mirror, history, snapshot: position }))
 }
 
 async fn hand_over(batch: SourceBatch, table: &Underway, worker: &mut TargetWriter) -> Result<(), SyncError> {
@@ -265,8 +291,7 @@ async fn hand_over(batch: SourceBatch, table: &Underway, worker: &mut TargetWrit
     worker.write(batch.rows).await?;
     let estimated = request.planned.source.estimated_rows;
     request.shown.board.update(&request.shown.database, &request.shown.table, |status| {
-        status.state = TableState::Loading { rows_done: rows, rows_estimated: estimated };
-        status.rows = Some(rows);
+        status.state = TableState::of_load(request.in_lake, rows, estimated);
     });
     Ok(())
 }

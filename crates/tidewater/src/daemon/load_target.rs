@@ -7,6 +7,7 @@
 
 use super::SyncError;
 use super::first_load::LoadTable;
+use super::source_shape;
 use arrow::array::RecordBatch;
 use delta_writer::{
     CommitSpec, DifferenceWorker, FinishedWorker, HistoryDifference, LoadWorker, MirrorTable,
@@ -55,9 +56,13 @@ impl TargetLoad {
     /// Begins to load what `request` asks for, as of `position`.
     pub async fn begin(request: &LoadTable, position: Lsn) -> Result<TargetLoad, SyncError> {
         let options = &request.options;
-        let table = Load::begin(&request.location, &request.definition, options, position).await?;
+        let definition = source_shape::definition(&request.planned, &request.table_id);
+        let table = Load::begin(&request.location, &definition, options, position).await?;
         let history = match &request.history {
-            Some(beside) => Some(Load::begin(&beside.location, &beside.definition, options, position).await?),
+            Some(beside) => {
+                let definition = source_shape::history_definition(&request.planned, &beside.table_id);
+                Some(Load::begin(&beside.location, &definition, options, position).await?)
+            }
             None => None,
         };
         let history_app_id = request.history.as_ref().map(|beside| beside.app_id.clone()).unwrap_or_default();

@@ -15,7 +15,7 @@ use super::error::{error_chain, halts_table};
 use super::table_upkeep::{TableUpkeep, UpkeepStep};
 use crate::status::{StatusBoard, TableState};
 use crate::telemetry;
-use delta_writer::{CommitSpec, Committed, DeltaError, MirrorTable};
+use delta_writer::{CommitSpec, Committed, DeltaError, MirrorTable, Reshape};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -45,6 +45,7 @@ pub enum Outcome {
 
 enum Work {
     Apply(Batch),
+    Reshape(Box<Reshape>),
     Commit(Box<CommitSpec>, oneshot::Sender<Outcome>),
 }
 
@@ -167,6 +168,15 @@ impl TableWriter {
         self.work.send(Work::Apply(batch)).await.map_err(|_| SyncError::WriterGone)
     }
 
+    /// Lets the changes handed over from now on be in another shape; the history beside it takes `of_history`.
+    pub async fn reshape(&self, own: Reshape, of_history: Option<Reshape>) -> Result<(), SyncError> {
+        if let Some((history, reshape)) = self.history.as_ref().zip(of_history) {
+            let sent = history.writer.work.send(Work::Reshape(Box::new(reshape))).await;
+            sent.map_err(|_| SyncError::WriterGone)?;
+        }
+        self.work.send(Work::Reshape(Box::new(own))).await.map_err(|_| SyncError::WriterGone)
+    }
+
     /// Asks for a commit of everything handed over. What comes back says what became of it, `None` when the task
     /// has ended; with a history, once both have answered.
     pub async fn commit(
@@ -243,6 +253,12 @@ impl Owner {
                     self.between_flushes = false;
                     if self.failure.is_none() {
                         self.failure = batch.since(self.from).give_to(&mut self.table).await.err();
+                    }
+                }
+                Next::Work(Work::Reshape(reshape)) => {
+                    self.between_flushes = false;
+                    if self.failure.is_none() {
+                        self.failure = self.table.reshape(*reshape).await.err();
                     }
                 }
                 Next::Work(Work::Commit(spec, answer)) => {
