@@ -21,6 +21,7 @@ mod retained_wal;
 mod router;
 mod row_comparison;
 mod source_rows;
+mod source_shape;
 mod source_sync;
 mod spool;
 mod stream_loop;

@@ -20,13 +20,12 @@ use super::SyncError;
 use super::batch::Batch;
 use super::spool::{Spool, SpoolReader};
 use bytes::Bytes;
+use postgres_connector::AnnouncedColumns;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use wal_decoder::pgoutput::{self, Message, OldRow, Relation, TupleData};
-use wal_decoder::{
-    BindError, BuilderOptions, ChangeBuilder, ChangeOrigin, Lsn, PgTimestamp, RowError, TableSchema,
-};
+use wal_decoder::{BuilderOptions, ChangeBuilder, ChangeOrigin, Lsn, PgTimestamp, RowError, TableSchema};
 
 /// Value bytes a table's builder holds before they are handed to its writer, so that one large
 /// transaction does not grow in memory.
@@ -58,17 +57,13 @@ pub enum Step {
     Committed(CommitPoint),
     /// A transaction that arrived in chunks has committed: feed it back with [`Router::replay_message`].
     Replay(Box<TransactionReplay>),
-    /// A table cannot go on as it is; its earlier changes are dropped.
-    Stopped(u32, Stop),
-}
-
-/// Why a table left the stage `Live`.
-#[derive(Debug)]
-pub enum Stop {
-    /// Its shape changed: it is loaded anew.
-    ShapeChanged(BindError),
-    /// A row cannot be taken.
-    Row(RowError),
+    /// From here on a table's columns are these: its rows that follow are described so.
+    Announced(Box<AnnouncedColumns>),
+    /// The table's columns are not what its builder knows. The message was not taken: once the table has its new
+    /// shape ([`Router::reshape`]), give it again.
+    Reshape(u32),
+    /// A row of the table cannot be taken; its earlier changes are dropped.
+    Stopped(u32, RowError),
 }
 
 /// The spooled messages of a transaction that turned out to have committed.
@@ -216,6 +211,11 @@ impl Router {
         self.current.is_none()
     }
 
+    /// Where the commit record begins of the transaction that is being received.
+    pub fn commit_under_way(&self) -> Option<Lsn> {
+        self.current.map(|origin| origin.commit_lsn)
+    }
+
     /// Changes wait for a cut.
     pub fn has_changes(&self) -> bool {
         self.ops_since_cut > 0
@@ -303,7 +303,12 @@ impl Router {
             | Message::Update { xid, .. }
             | Message::Delete { xid, .. }
             | Message::Truncate { xid, .. } => xid.unwrap_or(top),
-            // Types are known from the catalog, origins do not matter, logical messages carry nothing for us.
+            Message::Logical { xid, transactional: true, prefix, content, .. }
+                if AnnouncedColumns::parse(prefix, content).is_some() =>
+            {
+                xid.unwrap_or(top)
+            }
+            // Types are known from the catalog, origins do not matter, other logical messages carry nothing for us.
             _ => return Ok(Step::Continue),
         };
         let open = self.in_progress.get_mut(&top).ok_or(SyncError::UnknownTransaction { xid: top })?;
@@ -367,7 +372,7 @@ impl Router {
         bytes: &Bytes,
         spooled: Option<(u32, ChangeOrigin)>,
     ) -> Result<Step, SyncError> {
-        match message {
+        let step = match message {
             Message::Relation { xid, relation } => {
                 if let Some(table) = self.tables.get_mut(&relation.id) {
                     match &mut table.stage {
@@ -403,6 +408,39 @@ impl Router {
                 }
                 Ok(Step::Continue)
             }
+            Message::Logical { xid, transactional: true, prefix, content, .. } => {
+                let origin = spooled.map_or_else(|| self.current.unwrap_or_default(), |(_, origin)| origin);
+                self.announced(AnnouncedColumns::parse(prefix, content), bytes, xid, origin)
+            }
+            _ => Ok(Step::Continue),
+        }?;
+        if let Step::Reshape(_) = step
+            && spooled.is_none()
+            && let Some(current) = &mut self.current
+        {
+            // The message is given again, and numbered again.
+            current.seq -= 1;
+        }
+        Ok(step)
+    }
+
+    /// Columns that the source's event trigger announces.
+    fn announced(
+        &mut self,
+        columns: Option<AnnouncedColumns>,
+        bytes: &Bytes,
+        xid: Option<u32>,
+        origin: ChangeOrigin,
+    ) -> Result<Step, SyncError> {
+        let Some(columns) = columns else { return Ok(Step::Continue) };
+        match self.tables.get_mut(&columns.relation).map(|table| &mut table.stage) {
+            Some(Stage::Live { from, .. }) if origin.commit_lsn >= *from => {
+                Ok(Step::Announced(Box::new(columns)))
+            }
+            Some(Stage::Loading { spool }) => {
+                push_to(spool, tag(origin.commit_lsn, xid), origin, bytes)?;
+                Ok(Step::Continue)
+            }
             _ => Ok(Step::Continue),
         }
     }
@@ -430,8 +468,8 @@ impl Router {
                 .relations
                 .get(&relation_id)
                 .ok_or(SyncError::UnknownRelation { relation: relation_id })?;
-            if let Err(error) = builder.bind(&known.relation) {
-                return Ok(Step::Stopped(relation_id, Stop::ShapeChanged(error)));
+            if !in_order(&known.relation, builder.schema()) || builder.bind(&known.relation).is_err() {
+                return Ok(Step::Reshape(relation_id));
             }
             *bound = true;
         }
@@ -444,7 +482,7 @@ impl Router {
             taken = row.append_to(builder);
         }
         if let Err(error) = taken {
-            return Ok(Step::Stopped(relation_id, Stop::Row(error)));
+            return Ok(Step::Stopped(relation_id, error));
         }
         if let Some(origins) = &mut table.origins {
             origins.push(origin);
@@ -478,7 +516,32 @@ impl Router {
         batches
     }
 
-    fn take(&mut self, relation: u32) -> Option<Batch> {
+    /// How the stream described a relation last.
+    pub fn relation(&self, relation: u32) -> Option<&Relation> {
+        self.relations.get(&relation).map(|known| &known.relation)
+    }
+
+    /// Whether the rows that follow fit a shape.
+    pub fn fits(&self, relation: u32, schema: &Arc<TableSchema>, options: &BuilderOptions) -> bool {
+        self.relation(relation).is_none_or(|known| {
+            in_order(known, schema) && ChangeBuilder::new(schema.clone(), options.clone()).bind(known).is_ok()
+        })
+    }
+
+    /// Takes a live table's rows in another shape from now on. Those it holds have to be [taken](Self::take)
+    /// before. The next cut counts it among the tables with changes.
+    pub fn reshape(&mut self, relation: u32, schema: Arc<TableSchema>, options: BuilderOptions) {
+        if let Some(Table { stage: Stage::Live { builder, bound, .. }, dirty, .. }) =
+            self.tables.get_mut(&relation)
+        {
+            **builder = ChangeBuilder::new(schema, options);
+            *bound = false;
+            *dirty = true;
+        }
+    }
+
+    /// Takes a table's changes out of its builder.
+    pub fn take(&mut self, relation: u32) -> Option<Batch> {
         let Some(Table { stage: Stage::Live { builder, .. }, held, origins, .. }) =
             self.tables.get_mut(&relation)
         else {
@@ -537,6 +600,12 @@ impl Row<'_> {
             }
         }
     }
+}
+
+/// Whether the columns come in the lake's order, which is the source's. Two that swapped their names do not.
+fn in_order(relation: &Relation, schema: &TableSchema) -> bool {
+    let position = |name: &String| schema.columns.iter().position(|column| column.source_name == *name);
+    relation.columns.iter().filter_map(|column| position(&column.name)).is_sorted()
 }
 
 /// Marks a spooled message that carries a transaction id. No LSN reaches 2^63.

@@ -13,15 +13,19 @@
 
 mod loading;
 mod requests;
+mod reshaping;
 mod verifying;
+
+pub use reshaping::Look;
 
 use super::batch::Batch;
 use super::consistent_points::PointRecorder;
 use super::crash_point::death_point;
+use super::error::error_chain;
 use super::first_load::{LoadFailed, LoadTable, Loaded};
 use super::plan::PlannedTable;
 use super::retained_wal::RetainedWal;
-use super::router::{CommitPoint, Router, Step, Stop, TransactionReplay};
+use super::router::{CommitPoint, Router, Step, TransactionReplay};
 use super::source_sync::{OpenedTables, SourceSync};
 use super::sync_state::{Discontinuity, SyncState};
 use super::table_upkeep::{TableUpkeep, UpkeepPolicy};
@@ -30,7 +34,7 @@ use super::{SyncError, commit_info};
 use crate::status::TableState;
 use crate::telemetry;
 use bytes::Bytes;
-use delta_writer::{MirrorTable, TableDefinition, TableLocation};
+use delta_writer::{MirrorTable, TableLocation};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use postgres_connector::{Client, Event, LogicalStream};
@@ -71,8 +75,6 @@ pub struct LiveTable {
     pub planned: PlannedTable,
     /// Where it is.
     pub location: TableLocation,
-    /// Its shape in the lake.
-    pub definition: TableDefinition,
     /// Drawn once, kept in the table's metadata.
     pub table_id: String,
     /// The application id of its `txn` entries.
@@ -89,6 +91,8 @@ pub struct LiveTable {
     pub writer: Option<TableWriter>,
     /// Its load is under way or waiting.
     pub loading: bool,
+    /// The lake has a version of it.
+    pub in_lake: bool,
     /// It is caught up once the next cut is committed, and leaves `sync_state.json` then.
     pub clear_at_commit: bool,
 }
@@ -98,9 +102,7 @@ pub struct LiveTable {
 pub struct HistoryBeside {
     /// Where it is.
     pub location: TableLocation,
-    /// Its shape.
-    pub definition: TableDefinition,
-    /// Drawn once, kept in the table's metadata.
+    /// Drawn once, kept in its metadata.
     pub table_id: String,
     /// The application id of its `txn` entries.
     pub app_id: String,
@@ -109,7 +111,8 @@ pub struct HistoryBeside {
 }
 
 impl LiveTable {
-    /// The ids of all that the stream keeps going for it in the lake: its own and that of its history.
+    /// The ids of all that the stream keeps going for it in the lake: its own and that of its history. What is said of
+    /// one is said of both, so that it stays true when the configuration parts them.
     pub fn table_ids(&self) -> impl Iterator<Item = String> {
         std::iter::once(self.table_id.clone())
             .chain(self.history.as_ref().map(|beside| beside.table_id.clone()))
@@ -120,7 +123,6 @@ impl LiveTable {
         LoadTable {
             planned: self.planned.clone(),
             location: self.location.clone(),
-            definition: self.definition.clone(),
             options: sync.writer_options(),
             app_id: self.app_id.clone(),
             shown: self.shown.clone(),
@@ -129,6 +131,8 @@ impl LiveTable {
             lake: sync.reader.clone(),
             spool: sync.spool_directory(),
             history: self.history.clone(),
+            table_id: self.table_id.clone(),
+            in_lake: self.in_lake,
         }
     }
 
@@ -218,6 +222,10 @@ pub struct StreamLoop {
     /// The source's end of WAL as last heard.
     source_end: Lsn,
     confirmed: Lsn,
+    /// Every transaction that ended up to here was received.
+    passed: Lsn,
+    /// What the catalog showed, until the stream has passed that.
+    look: Option<Look>,
     first_cut: Lsn,
     target: Target,
     ticks: u64,
@@ -261,6 +269,8 @@ impl StreamLoop {
             last_commit: CommitPoint { end_lsn: Lsn::ZERO, commit_time: 0 },
             source_end: Lsn::ZERO,
             confirmed: Lsn::ZERO,
+            passed: Lsn::ZERO,
+            look: Some(opened.look),
             target,
             ticks: 0,
         }
@@ -284,6 +294,7 @@ impl StreamLoop {
             self.begin_loads();
             self.begin_verification();
             self.drain().await?;
+            self.take_look().await?;
             if self.cut_is_due() {
                 self.cut().await?;
             }
@@ -331,11 +342,20 @@ impl StreamLoop {
                 if self.verifier.cuts_before(self.commit_of(&data)) {
                     self.cut_for_verification().await?;
                 }
-                let step = self.router.message(&data)?;
+                let step = match self.router.message(&data)? {
+                    Step::Reshape(relation) => {
+                        self.reshape(relation).await?;
+                        self.router.message(&data)?
+                    }
+                    step => step,
+                };
                 self.step(step).await
             }
             Event::Keepalive { wal_end, .. } => {
                 self.source_end = self.source_end.max(wal_end);
+                if self.router.between_transactions() {
+                    self.passed = self.passed.max(wal_end);
+                }
                 let all_below_received = wal_end >= self.first_cut && self.router.between_transactions();
                 if all_below_received && self.last_commit.end_lsn < self.first_cut {
                     // Nothing was committed since the youngest table's position: a cut may be there.
@@ -355,6 +375,7 @@ impl StreamLoop {
             Step::HandOver => self.hand_over().await,
             Step::Committed(point) => {
                 self.last_commit = point;
+                self.passed = self.passed.max(point.end_lsn);
                 if self.router.has_changes() {
                     if self.waiting_since.is_none() {
                         self.waiting_since = Some(Instant::now());
@@ -366,7 +387,12 @@ impl StreamLoop {
                 Ok(())
             }
             Step::Replay(replay) => self.replay(*replay).await,
-            Step::Stopped(relation, stop) => self.stop_table(relation, stop).await,
+            Step::Announced(columns) => self.take_announced(*columns).await,
+            // The message was given again by whoever reshaped the table; it cannot ask for that twice.
+            Step::Reshape(relation) => {
+                self.reload(relation, "its columns change faster than they are read").await
+            }
+            Step::Stopped(relation, error) => self.halt(relation, error_chain(&error)).await,
         }
     }
 
@@ -374,11 +400,15 @@ impl StreamLoop {
         let mut message = Vec::new();
         while let Some(subxid) = replay.messages.next(&mut message).map_err(SyncError::Spool)? {
             let bytes = Bytes::copy_from_slice(&message);
-            match self.router.replay_message(&replay, subxid, &bytes)? {
-                Step::Continue => {}
-                Step::HandOver => self.hand_over().await?,
-                Step::Stopped(relation, stop) => self.stop_table(relation, stop).await?,
-                Step::Committed(_) | Step::Replay(_) => {}
+            let step = match self.router.replay_message(&replay, subxid, &bytes)? {
+                Step::Reshape(relation) => {
+                    self.reshape(relation).await?;
+                    self.router.replay_message(&replay, subxid, &bytes)?
+                }
+                step => step,
+            };
+            if !matches!(step, Step::Continue) {
+                Box::pin(self.step(step)).await?;
             }
         }
         match self.router.replay_done(&replay) {
@@ -493,7 +523,10 @@ impl StreamLoop {
                 Ok(())
             }
             Some(Outcome::Unchanged) => Ok(()),
-            Some(Outcome::Halted(reason)) => self.halt(relation, reason).await,
+            Some(Outcome::Halted(reason)) => {
+                self.reload_if_changed_unseen(relation).await?;
+                self.halt(relation, reason).await
+            }
             Some(Outcome::Failed(error)) => Err(error),
             None => Err(SyncError::WriterGone),
         }
@@ -552,23 +585,10 @@ impl StreamLoop {
             table.loading = false;
             table.clear_at_commit = false;
             table.all_shown().for_each(|shown| shown.show_halted(&reason));
-            let entry = (table.table_id.clone(), Discontinuity::Halted { reason });
-            self.state.enter(vec![entry]).await?;
+            let reason = Discontinuity::Halted { reason };
+            self.state.enter(table.table_ids().map(|id| (id, reason.clone())).collect()).await?;
         }
         Ok(())
-    }
-
-    async fn stop_table(&mut self, relation: u32, stop: Stop) -> Result<(), SyncError> {
-        match stop {
-            Stop::Row(error) => self.halt(relation, super::error::error_chain(&error)).await,
-            Stop::ShapeChanged(error) => {
-                // Everything is planned anew from the catalog; named as discontinuous, the table is
-                // loaded in its new shape, and replaced in one commit.
-                let Some(table) = self.tables.get(&relation) else { return Ok(()) };
-                self.state.enter(vec![(table.table_id.clone(), Discontinuity::Stale)]).await?;
-                Err(SyncError::ShapeChanged { table: table.planned.name.clone(), source: error })
-            }
-        }
     }
 
     fn is_done(&self) -> bool {
@@ -582,6 +602,7 @@ impl StreamLoop {
                     // A load that has ended may still wait in the channel to join the stream.
                     && !self.tables.values().any(|table| table.loading)
                     && !self.clearing()
+                    && self.look.is_none()
             }
         }
     }
@@ -654,9 +675,7 @@ impl StreamLoop {
                 .board
                 .update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
         }
-        if self.sync.table_names(&self.client).await? != self.names {
-            return Err(SyncError::TablesChanged);
-        }
+        self.look_at_catalog().await?;
         if self.oldest_commit.is_none() {
             postgres_connector::heartbeat(&self.client).await?;
         }
