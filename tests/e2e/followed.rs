@@ -1,15 +1,22 @@
 //! A database that a daemon follows while a test works in it.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tidewater_e2e::{
     Daemon, Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal, none_is_behind_the_slot,
+    operations,
 };
 use tokio_postgres::Client;
 
 /// Enough for a start, a load and some flushes on a busy machine.
 pub const SOON: Duration = Duration::from_secs(90);
+
+/// A small table, of ninety-nine rows.
+pub const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, v text, n int);
+    INSERT INTO orders SELECT n, 'old', n FROM generate_series(1, 100) n;
+    DELETE FROM orders WHERE id = 50";
 
 /// A database with one small table, followed by a daemon.
 pub struct Followed {
@@ -20,17 +27,22 @@ pub struct Followed {
 }
 
 pub async fn followed(tables: &str) -> Followed {
+    followed_as(tables, Site::of_shop).await
+}
+
+/// As [`followed`], by the site that `site` makes for the database's address.
+pub async fn followed_as(tables: &str, site: impl FnOnce(&str) -> Site) -> Followed {
     let postgres = Postgres::start().await;
     let client = postgres.create_database("shop").await;
     client.batch_execute(tables).await.unwrap();
-    let site = Site::of_shop(&postgres.url("shop"));
+    let site = site(&postgres.url("shop"));
     let mut daemon = site.start().await;
     daemon.wait_streaming(SOON).await;
     Followed { postgres, client, site, daemon }
 }
 
-/// As [`followed`], by a role that owns the database and is no superuser: without an event trigger.
-pub async fn followed_by_its_owner(tables: &str) -> Followed {
+/// As [`followed_as`], by a role that owns the database and is no superuser: without an event trigger.
+pub async fn followed_by_its_owner(tables: &str, site: impl FnOnce(&str) -> Site) -> Followed {
     let postgres = Postgres::start().await;
     let superuser = postgres.connect("postgres").await;
     superuser.batch_execute("CREATE ROLE app LOGIN REPLICATION").await.unwrap();
@@ -39,7 +51,7 @@ pub async fn followed_by_its_owner(tables: &str) -> Followed {
     let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
     client.batch_execute(tables).await.unwrap();
-    let site = Site::of_shop(&url);
+    let site = site(&url);
     let mut daemon = site.start().await;
     daemon.wait_streaming(SOON).await;
     let installed = "SELECT count(*) FROM pg_event_trigger";
@@ -76,6 +88,34 @@ impl Followed {
             assert_equal(&mut reader, Engine::DuckDb, &source, &lake).await;
             assert_equal(&mut reader, Engine::Polars, &source, &lake).await;
         }
+    }
+}
+
+/// Catches up, stops, and compares one table of schema `public` by several readers.
+pub async fn end(mut followed: Followed, table: &str) -> (Postgres, Site) {
+    followed.wait_caught_up().await;
+    let Followed { postgres, site, daemon, .. } = followed;
+    daemon.stop().await;
+    let (mut reader, dsn) = (Reader::start(), postgres.url("shop"));
+    let lake = LakeTable::at(&site.table(&format!("shop/public/{table}")));
+    let source = Source { dsn: &dsn, schema: "public", table };
+    for engine in [Engine::DuckDb, Engine::Polars, Engine::DeltaRs] {
+        assert_equal(&mut reader, engine, &source, &lake).await;
+    }
+    (postgres, site)
+}
+
+/// How often a table was loaded, the first load included.
+pub fn loads(table: &Path) -> usize {
+    operations(table).iter().filter(|operation| *operation == "LOAD").count()
+}
+
+/// Waits until a table was loaded this often.
+pub async fn wait_loads(table: &Path, count: usize) {
+    let deadline = Instant::now() + SOON;
+    while loads(table) < count {
+        assert!(Instant::now() < deadline, "{:?}", operations(table));
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

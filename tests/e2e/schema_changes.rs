@@ -1,22 +1,10 @@
 //! Columns and tables that change while they are followed: `docs/guides/schema-changes.md`, row by row.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tidewater_e2e::{
-    Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal, free_port, operations, property,
-};
+use tidewater_e2e::{Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal, operations, property};
 
-use crate::followed::{Followed, SOON, followed, followed_by_its_owner, rows_of};
-
-const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, v text, n int);
-    INSERT INTO orders SELECT n, 'old', n FROM generate_series(1, 100) n;
-    DELETE FROM orders WHERE id = 50";
-
-/// How often a table was loaded, the first load included.
-fn loads(table: &Path) -> usize {
-    operations(table).iter().filter(|operation| *operation == "LOAD").count()
-}
+use crate::followed::{Followed, ORDERS, SOON, end, followed, followed_by_its_owner, loads, wait_loads};
 
 /// Waits until DuckDB finds these columns in the lake.
 async fn wait_columns(reader: &mut Reader, lake: &LakeTable, columns: &[&str]) {
@@ -32,14 +20,6 @@ async fn wait_columns(reader: &mut Reader, lake: &LakeTable, columns: &[&str]) {
     }
 }
 
-async fn wait_loads(table: &Path, count: usize) {
-    let deadline = Instant::now() + SOON;
-    while loads(table) < count {
-        assert!(Instant::now() < deadline, "{:?}", operations(table));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 /// Follows `orders`, runs `sql`, compares, and gives the number of loads.
 async fn loads_after(sql: &str) -> usize {
     let mut followed = followed(ORDERS).await;
@@ -51,20 +31,6 @@ async fn loads_after(sql: &str) -> usize {
     let loads = loads(&table);
     drop((postgres, site));
     loads
-}
-
-/// Catches up, stops, and compares one table of schema `public` by several readers.
-async fn end(mut followed: Followed, table: &str) -> (Postgres, Site) {
-    followed.wait_caught_up().await;
-    let Followed { postgres, site, daemon, .. } = followed;
-    daemon.stop().await;
-    let (mut reader, dsn) = (Reader::start(), postgres.url("shop"));
-    let lake = LakeTable::at(&site.table(&format!("shop/public/{table}")));
-    let source = Source { dsn: &dsn, schema: "public", table };
-    for engine in [Engine::DuckDb, Engine::Polars, Engine::DeltaRs] {
-        assert_equal(&mut reader, engine, &source, &lake).await;
-    }
-    (postgres, site)
 }
 
 #[tokio::test]
@@ -310,7 +276,7 @@ async fn without_the_event_trigger_every_change_is_followed_too_at_worst_by_a_lo
         tables.push_str(&ORDERS.replace("orders", &format!("t{at}")));
         tables.push(';');
     }
-    let mut followed = followed_by_its_owner(&tables).await;
+    let mut followed = followed_by_its_owner(&tables, Site::of_shop).await;
     followed.wait_caught_up().await;
     for (at, (script, _)) in scripts.iter().enumerate() {
         let script = script
@@ -397,131 +363,6 @@ async fn a_change_in_a_rolled_back_savepoint_of_a_large_transaction_never_happen
 }
 
 #[tokio::test]
-async fn a_key_that_comes_goes_or_changes_is_followed_and_the_application_goes_on() {
-    let mut followed = followed(ORDERS).await;
-    followed
-        .client
-        .batch_execute(
-            "BEGIN; ALTER TABLE orders DROP CONSTRAINT orders_pkey; ALTER TABLE orders ADD PRIMARY KEY (n); COMMIT;
-             UPDATE orders SET n = -n WHERE id % 2 = 0; DELETE FROM orders WHERE n = 7",
-        )
-        .await
-        .unwrap();
-    followed.daemon.wait_status(SOON, |status| rows_of(status, "public.orders") == Some(98)).await;
-    followed.client.batch_execute("UPDATE orders SET id = id + 1000 WHERE n = 9").await.unwrap();
-    followed.client.batch_execute("ALTER TABLE orders DROP CONSTRAINT orders_pkey").await.unwrap();
-    followed.daemon.wait_status(SOON, |status| status["tables"][0]["state"] == "inserts only").await;
-    // It is in the other publication by now: this would be refused in the first.
-    followed.client.batch_execute("UPDATE orders SET v = 'free'; DELETE FROM orders").await.unwrap();
-    followed
-        .client
-        .batch_execute("INSERT INTO orders VALUES (1, 'a', 1); ALTER TABLE orders ADD PRIMARY KEY (id)")
-        .await
-        .unwrap();
-    followed.daemon.wait_status(SOON, |status| rows_of(status, "public.orders") == Some(1)).await;
-    let (_postgres, _site) = end(followed, "orders").await;
-}
-
-#[tokio::test]
-async fn a_renamed_table_stays_in_its_place_under_its_id_and_is_found_by_its_new_name() {
-    let mut followed = followed(ORDERS).await;
-    let old = followed.site.table("shop/public/orders");
-    let id = property(&old, "tidewater.table_id").unwrap();
-    followed
-        .client
-        .batch_execute(
-            "ALTER TABLE orders RENAME TO sales;
-             INSERT INTO sales VALUES (101, 'sale', 1);
-             CREATE TABLE orders (id int PRIMARY KEY, other text); INSERT INTO orders VALUES (1, 'new one')",
-        )
-        .await
-        .unwrap();
-    followed.daemon.wait_status(SOON, |status| rows_of(status, "public.sales") == Some(100)).await;
-    let status =
-        followed.daemon.wait_status(SOON, |status| rows_of(status, "public.orders") == Some(1)).await;
-    let tables = status["tables"].as_array().unwrap();
-    assert_eq!(tables.len(), 2, "{status}");
-    let location = |name: &str| {
-        let table = tables.iter().find(|table| table["table"] == name).unwrap();
-        Path::new(table["location"].as_str().unwrap()).to_owned()
-    };
-    assert_eq!(location("public.sales"), std::fs::canonicalize(&old).unwrap());
-    let deadline = Instant::now() + SOON;
-    while property(&old, "tidewater.source_name").as_deref() != Some("public.sales") {
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!((loads(&old), property(&old, "tidewater.table_id").unwrap()), (1, id));
-    let new = location("public.orders");
-    let Followed { postgres, site, daemon, .. } = followed;
-    daemon.stop().await;
-    let (mut reader, dsn) = (Reader::start(), postgres.url("shop"));
-    for (table, folder) in [("sales", &old), ("orders", &new)] {
-        let source = Source { dsn: &dsn, schema: "public", table };
-        assert_equal(&mut reader, Engine::DuckDb, &source, &LakeTable::at(folder)).await;
-    }
-    for (name, rows) in [("shop.public.sales", "100"), ("shop.public.orders", "1")] {
-        let counted =
-            site.command(&["sql", &format!("SELECT count(*) FROM {name}"), "--format", "csv"]).await;
-        assert!(counted.stdout.lines().any(|line| line == rows), "{name}: {counted:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_table_made_again_under_its_name_replaces_the_old_one_in_one_version() {
-    let mut followed = followed(ORDERS).await;
-    let table = followed.site.table("shop/public/orders");
-    followed
-        .client
-        .batch_execute(
-            "INSERT INTO orders VALUES (101, 'last of the old', 1);
-             BEGIN;
-             DROP TABLE orders;
-             CREATE TABLE orders (id int PRIMARY KEY, v text, n int);
-             INSERT INTO orders VALUES (1, 'new', 1), (2, 'new', 2);
-             COMMIT;
-             INSERT INTO orders VALUES (3, 'new', 3)",
-        )
-        .await
-        .unwrap();
-    followed.daemon.wait_status(SOON, |status| rows_of(status, "public.orders") == Some(3)).await;
-    followed.client.batch_execute("UPDATE orders SET v = 'newer' WHERE id = 1").await.unwrap();
-    let (_postgres, _site) = end(followed, "orders").await;
-    assert_eq!(loads(&table), 2);
-    let mut reader = Reader::start();
-    for version in 0..operations(&table).len() as u64 {
-        let rows = reader.columns(Engine::DuckDb, &LakeTable::at(&table).version(version), &["v"]).await;
-        let new = rows.iter().filter(|row| row[0].as_deref().is_some_and(|v| v.starts_with("new"))).count();
-        assert!(new == 0 || new == rows.len(), "version {version} mixes old and new rows");
-    }
-}
-
-#[tokio::test]
-async fn a_table_that_was_out_of_reach_for_a_while_misses_nothing() {
-    let postgres = Postgres::start().await;
-    let client = postgres.create_database("shop").await;
-    client.batch_execute(ORDERS).await.unwrap();
-    client.batch_execute("CREATE TABLE other (id int PRIMARY KEY)").await.unwrap();
-    let site = Site::of_shop(&postgres.url("shop"));
-    site.run_until_caught_up().await;
-    client
-        .batch_execute(
-            "CREATE SCHEMA aside; ALTER TABLE orders SET SCHEMA aside; INSERT INTO other VALUES (1)",
-        )
-        .await
-        .unwrap();
-    site.run_until_caught_up().await;
-    client.batch_execute("UPDATE aside.orders SET v = 'aside' WHERE id < 10").await.unwrap();
-    site.run_until_caught_up().await;
-    client.batch_execute("ALTER TABLE aside.orders SET SCHEMA public").await.unwrap();
-    site.run_until_caught_up().await;
-    let (mut reader, dsn) = (Reader::start(), postgres.url("shop"));
-    let source = Source { dsn: &dsn, schema: "public", table: "orders" };
-    let lake = LakeTable::at(&site.table("shop/public/orders"));
-    assert_equal(&mut reader, Engine::DuckDb, &source, &lake).await;
-}
-
-#[tokio::test]
 async fn odd_names_of_schemas_tables_and_columns_are_followed_through_their_changes() {
     let postgres = Postgres::start().await;
     let client = postgres.create_database("shop").await;
@@ -556,48 +397,6 @@ async fn odd_names_of_schemas_tables_and_columns_are_followed_through_their_chan
     let lake = LakeTable::at(&site.table("shop/Gr__e/Bestell_ung"));
     assert_equal(&mut reader, Engine::DuckDb, &source, &lake).await;
     assert_eq!(loads(&site.table("shop/Gr__e/Bestell_ung")), 1);
-}
-
-#[tokio::test]
-async fn a_table_with_excluded_columns_stays_published_when_one_of_the_others_is_dropped() {
-    let postgres = Postgres::start().await;
-    let client = postgres.create_database("shop").await;
-    client
-        .batch_execute(
-            "CREATE TABLE orders (id int PRIMARY KEY, v text, card text);
-             INSERT INTO orders SELECT n, 'old', '4111' FROM generate_series(1, 100) n",
-        )
-        .await
-        .unwrap();
-    let site = Site::new(&format!(
-        "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
-         databases:\n  shop: {{url: \"{}\", tls: disable}}\n\
-         to_lake:\n  - database: shop\n    tables: [\"public.*\"]\n    flush: 200ms\n\
-         \x20   overrides: {{public.orders: {{exclude_columns: [card]}}}}\n",
-        free_port(),
-        postgres.url("shop")
-    ));
-    let daemon = site.start().await;
-    let mut followed = Followed { postgres, client, site, daemon };
-    followed.wait_caught_up().await;
-    // The list of columns goes with the column, and the table's membership with the list.
-    followed
-        .client
-        .batch_execute("ALTER TABLE orders DROP COLUMN v CASCADE; INSERT INTO orders VALUES (101, '4222')")
-        .await
-        .unwrap();
-    let table = followed.site.table("shop/public/orders");
-    wait_loads(&table, 2).await;
-    followed
-        .client
-        .batch_execute("INSERT INTO orders VALUES (102, '4333'); DELETE FROM orders WHERE id = 1")
-        .await
-        .unwrap();
-    followed.wait_caught_up().await;
-    let rows = Reader::start().rows(Engine::DuckDb, &LakeTable::at(&table)).await;
-    let ids: Vec<i32> = rows.iter().map(|row| row[0].as_ref().unwrap().parse().unwrap()).collect();
-    assert!(rows.iter().all(|row| row.len() == 1), "{:?}", rows[0]);
-    assert_eq!((ids.len(), ids.iter().max(), ids.iter().min()), (101, Some(&102), Some(&2)));
 }
 
 #[tokio::test]

@@ -1,15 +1,18 @@
 //! Columns that come, go and change their names, judged by delta-rs with DataFusion.
 
-use crate::support::Change::{Delete, Insert, Update};
-use crate::support::{Bench, Row, changes, definition, flush, row, spec};
+use crate::support::Change::{Delete, Insert, Truncate, Update};
+use crate::support::{Bench, Row, changes, definition, flush, row, rows_batch, spec};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::util::display::array_value_to_string;
-use delta_writer::{ColumnOrigin, DeltaError, MirrorTable, Reshape, TableDefinition};
+use delta_writer::{
+    ColumnOrigin, DeltaError, HistoryDifference, MirrorTable, Reshape, TableDefinition, TableKind, TableLoad,
+    history_schema, loaded_rows,
+};
 use deltalake::datafusion::prelude::SessionContext;
 use std::sync::Arc;
 use url::Url;
-use wal_decoder::{Op, RowChanges};
+use wal_decoder::{ChangeOrigin, Lsn, Op, PgTimestamp, RowChanges};
 
 fn with_fields(fields: Vec<Field>) -> TableDefinition {
     TableDefinition { schema: Arc::new(Schema::new(fields)), ..definition() }
@@ -219,4 +222,122 @@ async fn a_shape_with_another_key_is_refused() {
     reshape.definition.key = vec![1];
     let error = table.reshape(reshape).await.unwrap_err();
     assert!(matches!(error, DeltaError::BadDefinition { .. }), "{error}");
+}
+
+/// A reshape as a history beside the mirror takes it: its own columns stay behind the source's.
+fn of_history(reshape: Reshape, known: usize) -> Reshape {
+    let Reshape { mut definition, mut origins } = reshape;
+    definition.schema = history_schema(&definition.schema);
+    definition.kind = TableKind::History;
+    definition.deletion_vectors = false;
+    origins.extend((known..known + 5).map(ColumnOrigin::Kept));
+    Reshape { definition, origins }
+}
+
+fn history() -> TableDefinition {
+    of_history(Reshape::with_same_columns(definition()), 3).definition
+}
+
+/// Changes of a source in the shape of `reshape`, all of one transaction.
+async fn record(table: &mut MirrorTable, changes: RowChanges, lsn: u64) {
+    let origins: Vec<ChangeOrigin> = (1..=changes.ops.len() as i64)
+        .map(|seq| ChangeOrigin { commit_lsn: Lsn(lsn), commit_time: PgTimestamp(0), xid: 700, seq })
+        .collect();
+    table.record(changes, &origins).await.unwrap();
+}
+
+/// Every row of a history in the order of time.
+async fn read_history(bench: &Bench, columns: &str) -> Vec<String> {
+    let time = "lpad(cast(_pg_lsn as text), 3, '0') || '.' || cast(_pg_seq as text) AS time";
+    let mut rows = read(bench, &format!("{time}, _pg_change_type, {columns}")).await;
+    rows.sort();
+    rows
+}
+
+async fn load_history(bench: &Bench) -> MirrorTable {
+    let load = TableLoad::begin(bench.location(), history(), bench.options.clone()).await.unwrap();
+    let mut worker = load.worker();
+    worker.write(loaded_rows(&rows_batch(&three_rows()), Lsn(1)).unwrap()).await.unwrap();
+    load.commit(vec![worker.finish().await.unwrap()], &spec(1)).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_history_takes_its_sources_new_columns_and_still_knows_the_newest_row_of_each_key() {
+    let bench = Bench::new();
+    let mut table = load_history(&bench).await;
+    record(&mut table, changes(&[Update(row(1, "DE", "b")), Delete(2), Truncate]), 10).await;
+    record(&mut table, changes(&[Insert(row(1, "DE", "c")), Insert(row(4, "FR", "c"))]), 20).await;
+    commit(&mut table, 20).await;
+    record(&mut table, changes(&[Update(row(4, "FR", "d"))]), 30).await;
+    let reshape = without_country();
+    table.reshape(of_history(reshape.clone(), 3)).await.unwrap();
+    record(&mut table, rows_of(&reshape, &[(Op::Update, 4, "e", 6), (Op::Update, 1, "e", 7)]), 40).await;
+    let committed = commit(&mut table, 40).await;
+    assert_eq!((committed.rows_added, committed.rows_deleted), (2 + 4, 0));
+    let expected = [
+        "001.0|insert|1|old|5",
+        "001.0|insert|2|old|5",
+        "001.0|insert|3|old|5",
+        "010.1|update_preimage|1|old|5",
+        "010.2|update_postimage|1|b|5",
+        "010.4|delete|2|old|5",
+        // Of nothing, so without the default.
+        "010.6|truncate|-|-|-",
+        "020.2|insert|1|c|5",
+        "020.4|insert|4|c|5",
+        "030.1|update_preimage|4|c|5",
+        "030.2|update_postimage|4|d|5",
+        "040.1|update_preimage|4|d|5",
+        "040.2|update_postimage|4|e|6",
+        "040.3|update_preimage|1|c|5",
+        "040.4|update_postimage|1|e|7",
+    ];
+    assert_eq!(read_history(&bench, "id, remark, stars").await, expected);
+
+    // The index followed: also when it is lost, and built anew from the new files.
+    for lose_index in [false, true] {
+        drop(table);
+        if lose_index {
+            std::fs::remove_dir_all(&bench.options.index_dir).unwrap();
+        }
+        table = bench.open().await;
+        let (lsn, text) = if lose_index { (60, "g") } else { (50, "f") };
+        record(&mut table, rows_of(&reshape, &[(Op::Update, 1, text, 8)]), lsn).await;
+        commit(&mut table, 60).await;
+    }
+    let late = read_history(&bench, "id, remark, stars").await;
+    assert_eq!(late[15], "050.1|update_preimage|1|e|7");
+    assert_eq!(late[17], "060.1|update_preimage|1|f|8");
+    let first = bench.read_version(Some(0)).await;
+    assert_eq!(first.len(), 3, "the first version keeps its columns");
+}
+
+#[tokio::test]
+async fn a_history_that_is_compared_with_its_source_takes_that_ones_columns_first() {
+    let bench = Bench::new();
+    drop(load_history(&bench).await);
+    let reshape = without_country();
+    let wanted = of_history(reshape.clone(), 3);
+    let origins = |_: &TableDefinition| Some(wanted.origins.clone());
+    let location = bench.location();
+    let begun =
+        HistoryDifference::begin(location, &wanted.definition, bench.options.clone(), Lsn(50), origins);
+    let difference = begun.await.unwrap().unwrap();
+    // Of the three rows one is as it was, one was updated, one is gone; a fourth came.
+    let snapshot = [(Op::Insert, 1, "old", 5), (Op::Insert, 2, "new", 5), (Op::Insert, 4, "new", 9)];
+    difference.worker().write(rows_of(&reshape, &snapshot).rows).await.unwrap();
+    let mut table = difference.commit(&spec(50)).await.unwrap();
+    let expected = [
+        "001.0|insert|1|old|5",
+        "001.0|insert|2|old|5",
+        "001.0|insert|3|old|5",
+        "050.-1|update_preimage|2|old|5",
+        "050.0|delete|3|old|5",
+        "050.0|insert|4|new|9",
+        "050.0|update_postimage|2|new|5",
+    ];
+    assert_eq!(read_history(&bench, "id, remark, stars").await, expected);
+    record(&mut table, rows_of(&reshape, &[(Op::Update, 1, "later", 5)]), 60).await;
+    commit(&mut table, 60).await;
+    assert_eq!(read_history(&bench, "id, remark").await[7], "060.1|update_preimage|1|old");
 }

@@ -20,11 +20,11 @@
 use super::SyncError;
 use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
+use super::live_table::HistoryBeside;
 use super::load_target::{FinishedWriter, TargetLoad, TargetWriter};
 use super::mending::{self, Mended};
 use super::plan::PlannedTable;
 use super::source_rows::{Piece, PieceReader, SourceBatch, pieces};
-use super::stream_loop::HistoryBeside;
 use super::table_writer::Shown;
 use crate::status::TableState;
 use delta_writer::{MirrorTable, TableLocation, WriterOptions};

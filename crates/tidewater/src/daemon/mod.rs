@@ -13,6 +13,7 @@ mod crash_point;
 mod dead_letters;
 mod error;
 mod first_load;
+mod live_table;
 mod load_target;
 mod mending;
 mod plan;

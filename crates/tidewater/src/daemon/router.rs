@@ -16,16 +16,24 @@
 //! It does no I/O but for spools that overflow memory, and never waits. What needs waiting is returned
 //! as a [`Step`].
 
+mod live_rows;
+mod spooled;
+mod step;
+
 use super::SyncError;
 use super::batch::Batch;
-use super::spool::{Spool, SpoolReader};
+use super::spool::Spool;
 use bytes::Bytes;
+use live_rows::{Row, in_order};
 use postgres_connector::AnnouncedColumns;
+use spooled::{CHUNKED, SPOOLED_ORIGIN, plain_relation, push_to, spooled_origin, tag};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use wal_decoder::pgoutput::{self, Message, OldRow, Relation, TupleData};
-use wal_decoder::{BuilderOptions, ChangeBuilder, ChangeOrigin, Lsn, PgTimestamp, RowError, TableSchema};
+use wal_decoder::pgoutput::{self, Message, Relation};
+use wal_decoder::{BuilderOptions, ChangeBuilder, ChangeOrigin, Lsn, RowError, TableSchema};
+
+pub use step::{CommitPoint, Step, TransactionReplay};
 
 /// Value bytes a table's builder holds before they are handed to its writer, so that one large
 /// transaction does not grow in memory.
@@ -36,50 +44,6 @@ const HAND_OVER_OPS: usize = 64 << 10;
 
 /// Value bytes in all builders together above which all are handed over.
 const PENDING_LIMIT: usize = 64 << 20;
-
-/// A committed transaction's place in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CommitPoint {
-    /// End of the commit record: the transaction's position everywhere else.
-    pub end_lsn: Lsn,
-    /// When it was committed, in microseconds since 2000-01-01 UTC.
-    pub commit_time: i64,
-}
-
-/// What the caller has to do before it tells the router the next message.
-#[derive(Debug)]
-pub enum Step {
-    /// Nothing.
-    Continue,
-    /// Some builder is full: call [`Router::hand_over`].
-    HandOver,
-    /// A transaction is complete: a flush may be cut here.
-    Committed(CommitPoint),
-    /// A transaction that arrived in chunks has committed: feed it back with [`Router::replay_message`].
-    Replay(Box<TransactionReplay>),
-    /// From here on a table's columns are these: its rows that follow are described so.
-    Announced(Box<AnnouncedColumns>),
-    /// The table's columns are not what its builder knows. The message was not taken: once the table has its new
-    /// shape ([`Router::reshape`]), give it again.
-    Reshape(u32),
-    /// A row of the table cannot be taken; its earlier changes are dropped.
-    Stopped(u32, RowError),
-}
-
-/// The spooled messages of a transaction that turned out to have committed.
-#[derive(Debug)]
-pub struct TransactionReplay {
-    /// Its messages; the tag is the subtransaction's id.
-    pub messages: SpoolReader,
-    /// Subtransactions that were rolled back.
-    pub aborted: HashSet<u32>,
-    /// Its place in the log.
-    pub point: CommitPoint,
-}
-
-/// How many bytes stand before a message in a table's own spool: when its transaction was committed, its id, and
-/// the change's number in it.
-const SPOOLED_ORIGIN: usize = 20;
 
 /// What becomes of a table's changes.
 enum Stage {
@@ -501,155 +465,6 @@ impl Router {
             return Ok(Step::HandOver);
         }
         Ok(Step::Continue)
-    }
-
-    /// Takes the changes of builders that are full, or of all when together they hold too much.
-    pub fn hand_over(&mut self) -> Vec<(u32, Batch)> {
-        let mut full = std::mem::take(&mut self.full);
-        if self.pending_bytes >= PENDING_LIMIT {
-            full = self.tables.iter().filter(|(_, table)| table.dirty).map(|(id, _)| *id).collect();
-        }
-        let mut batches = std::mem::take(&mut self.ready);
-        for relation in full {
-            batches.extend(self.take(relation).map(|changes| (relation, changes)));
-        }
-        batches
-    }
-
-    /// How the stream described a relation last.
-    pub fn relation(&self, relation: u32) -> Option<&Relation> {
-        self.relations.get(&relation).map(|known| &known.relation)
-    }
-
-    /// Whether the rows that follow fit a shape.
-    pub fn fits(&self, relation: u32, schema: &Arc<TableSchema>, options: &BuilderOptions) -> bool {
-        self.relation(relation).is_none_or(|known| {
-            in_order(known, schema) && ChangeBuilder::new(schema.clone(), options.clone()).bind(known).is_ok()
-        })
-    }
-
-    /// Takes a live table's rows in another shape from now on. Those it holds have to be [taken](Self::take)
-    /// before. The next cut counts it among the tables with changes.
-    pub fn reshape(&mut self, relation: u32, schema: Arc<TableSchema>, options: BuilderOptions) {
-        if let Some(Table { stage: Stage::Live { builder, bound, .. }, dirty, .. }) =
-            self.tables.get_mut(&relation)
-        {
-            **builder = ChangeBuilder::new(schema, options);
-            *bound = false;
-            *dirty = true;
-        }
-    }
-
-    /// Takes a table's changes out of its builder.
-    pub fn take(&mut self, relation: u32) -> Option<Batch> {
-        let Some(Table { stage: Stage::Live { builder, .. }, held, origins, .. }) =
-            self.tables.get_mut(&relation)
-        else {
-            return None;
-        };
-        if builder.is_empty() {
-            return None;
-        }
-        self.pending_bytes = self.pending_bytes.saturating_sub(std::mem::take(held));
-        let origins = origins.as_mut().map(std::mem::take).unwrap_or_default();
-        Some(Batch { changes: builder.finish(), origins })
-    }
-
-    /// Cuts here: every table with changes since the last cut, with those not handed over yet.
-    /// Only between transactions, or a Delta version would show part of one.
-    pub fn cut(&mut self) -> Vec<(u32, Option<Batch>)> {
-        debug_assert!(self.between_transactions());
-        self.full.clear();
-        self.ops_since_cut = 0;
-        self.bytes_since_cut = 0;
-        let mut dirty: Vec<u32> = Vec::new();
-        for (relation, table) in &mut self.tables {
-            if std::mem::take(&mut table.dirty) {
-                dirty.push(*relation);
-            }
-        }
-        dirty.into_iter().map(|relation| (relation, self.take(relation))).collect()
-    }
-
-    /// Values that the lake could not hold and that became null, since the last call.
-    pub fn take_dead_letters(&mut self, relation: u32) -> Vec<wal_decoder::DeadLetter> {
-        match self.tables.get_mut(&relation) {
-            Some(Table { stage: Stage::Live { builder, .. }, .. }) => builder.take_dead_letters(),
-            _ => Vec::new(),
-        }
-    }
-}
-
-/// A row's change, as the message has it.
-enum Row<'a> {
-    Insert(TupleData<'a>),
-    Update(OldRow<'a>, TupleData<'a>),
-    Delete(OldRow<'a>),
-    Truncate,
-}
-
-impl Row<'_> {
-    fn append_to(&self, builder: &mut ChangeBuilder) -> Result<(), RowError> {
-        match self {
-            Row::Insert(new) => builder.insert(new),
-            Row::Update(old, new) => builder.update(old, new),
-            Row::Delete(old) => builder.delete(old),
-            Row::Truncate => {
-                builder.truncate();
-                Ok(())
-            }
-        }
-    }
-}
-
-/// Whether the columns come in the lake's order, which is the source's. Two that swapped their names do not.
-fn in_order(relation: &Relation, schema: &TableSchema) -> bool {
-    let position = |name: &String| schema.columns.iter().position(|column| column.source_name == *name);
-    relation.columns.iter().filter_map(|column| position(&column.name)).is_sorted()
-}
-
-/// Marks a spooled message that carries a transaction id. No LSN reaches 2^63.
-const CHUNKED: u64 = 1 << 63;
-
-fn tag(lsn: Lsn, xid: Option<u32>) -> u64 {
-    lsn.0 | if xid.is_some() { CHUNKED } else { 0 }
-}
-
-/// Sets a message aside with where it comes from.
-fn push_to(spool: &mut Spool, tag: u64, origin: ChangeOrigin, message: &[u8]) -> Result<(), SyncError> {
-    let mut record = Vec::with_capacity(SPOOLED_ORIGIN + message.len());
-    record.extend(origin.commit_time.0.to_le_bytes());
-    record.extend(origin.xid.to_le_bytes());
-    record.extend(origin.seq.to_le_bytes());
-    record.extend_from_slice(message);
-    spool.push(tag, &record).map_err(SyncError::Spool)
-}
-
-/// What [`push_to`] put before a message.
-fn spooled_origin(commit_lsn: Lsn, bytes: &[u8]) -> ChangeOrigin {
-    let parts = || {
-        let (time, rest) = bytes.split_first_chunk::<8>()?;
-        let (xid, seq) = rest.split_first_chunk::<4>()?;
-        let seq = seq.first_chunk::<8>()?;
-        Some((i64::from_le_bytes(*time), u32::from_le_bytes(*xid), i64::from_le_bytes(*seq)))
-    };
-    // Our own file of this very run: it has what was put there.
-    let (time, xid, seq) = parts().unwrap_or_default();
-    ChangeOrigin { commit_lsn, commit_time: PgTimestamp(time), xid, seq }
-}
-
-/// A Relation message as it would stand outside a chunk: the transaction id (four bytes after the
-/// kind) left out, so that it parses the same wherever it is kept.
-fn plain_relation(bytes: &Bytes, xid: Option<u32>) -> Bytes {
-    match (xid, bytes.split_first_chunk::<5>()) {
-        (Some(_), Some(([kind, ..], rest))) => {
-            let mut plain = Vec::with_capacity(1 + rest.len());
-            plain.push(*kind);
-            plain.extend_from_slice(rest);
-            plain.into()
-        }
-        // Kept for as long as the relation is known: not as a slice of a whole read buffer.
-        _ => Bytes::copy_from_slice(bytes),
     }
 }
 

@@ -11,7 +11,8 @@
 //! source. Held, the slot is not confirmed at all until it resumes; then the stream begins again where the slot is,
 //! the other tables drop what they have, and the resumed one lacks nothing.
 
-use super::{StreamLoop, next_answer};
+use super::StreamLoop;
+use super::cuts::next_answer;
 use crate::daemon::SyncError;
 use crate::daemon::sync_state::Discontinuity;
 use crate::requests::{Request, TableRequest};
