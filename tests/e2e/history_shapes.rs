@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tidewater_e2e::{Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal, operations, property};
 
-use crate::followed::{Followed, ORDERS, SOON, followed_as, followed_by_its_owner};
+use crate::followed::{Followed, ORDERS, SOON, followed_as, followed_by_its_owner, rows_of};
 use crate::replayed::{assert_replays, configuration, history_of, recorded};
 
 fn in_mode(mode: &'static str) -> impl FnOnce(&str) -> Site {
@@ -201,7 +201,8 @@ async fn a_table_keeps_its_folders_while_its_mode_goes_back_and_forth() {
         daemon.wait_streaming(SOON).await;
         client.batch_execute(&format!("UPDATE sales SET v = 'up {at}' WHERE id = 2")).await.unwrap();
         let mut followed = Followed { postgres, client, site, daemon };
-        followed.wait_caught_up().await;
+        // What the mode leaves out stays behind.
+        followed.wait_position().await;
         followed.daemon.stop().await;
         Followed { postgres, client, site, .. } = followed;
         let source = Source { dsn: &url, schema: "public", table: "sales" };
@@ -227,4 +228,45 @@ async fn a_table_keeps_its_folders_while_its_mode_goes_back_and_forth() {
         folders.map(|folder| folder.unwrap().file_name().to_string_lossy().into_owned()).collect();
     folders.sort();
     assert_eq!(folders, ["orders", "orders_history"]);
+}
+
+#[tokio::test]
+async fn a_table_made_again_under_its_name_goes_on_in_its_history_with_what_differs() {
+    let mut followed = followed_as(ORDERS, in_mode("both")).await;
+    followed.wait_caught_up().await;
+    let made_again = "BEGIN; DROP TABLE orders; CREATE TABLE orders (id int PRIMARY KEY, v text, n int);
+        INSERT INTO orders SELECT n, 'old', n FROM generate_series(1, 97) n; INSERT INTO orders VALUES (200, 'new', 1); COMMIT;
+        UPDATE orders SET v = 'new' WHERE id = 1";
+    followed.client.batch_execute(made_again).await.unwrap();
+    let is_there = |status: &Value| rows_of(status, "public.orders") == Some(98);
+    followed.daemon.wait_status(SOON, is_there).await;
+    followed.client.batch_execute("DELETE FROM orders WHERE id = 2").await.unwrap();
+    // Three are gone (98 to 100), two came (50 and 200), one is another; then the deletion.
+    let (_postgres, site) = assert_recorded(followed, 99 + 3 + 2 + 2 + 1).await;
+    assert_eq!(beginnings(&site), 1, "{:?}", operations(&history_folder(&site)));
+}
+
+#[tokio::test]
+async fn a_history_whose_key_becomes_another_begins_anew_and_keeps_what_it_held_in_its_versions() {
+    let mut followed = followed_as(ORDERS, in_mode("both")).await;
+    followed.client.batch_execute("UPDATE orders SET v = 'before' WHERE id < 10").await.unwrap();
+    followed.wait_caught_up().await;
+    let held = operations(&history_folder(&followed.site)).len() as u64 - 1;
+    let other_key = "BEGIN; ALTER TABLE orders DROP CONSTRAINT orders_pkey; ALTER TABLE orders ADD PRIMARY KEY (n); COMMIT;
+        UPDATE orders SET v = 'after' WHERE n = 7";
+    followed.client.batch_execute(other_key).await.unwrap();
+    followed
+        .daemon
+        .wait_log(SOON, &["this history cannot be compared with its source and begins anew"])
+        .await;
+    followed.daemon.wait_streaming(SOON).await;
+    followed.wait_caught_up().await;
+    followed
+        .client
+        .batch_execute("UPDATE orders SET id = -id, v = 'by the new key' WHERE n = 8")
+        .await
+        .unwrap();
+    let (_postgres, site) = assert_recorded(followed, 99 + 2).await;
+    let before = history_of(&site, "orders").version(held);
+    assert_eq!(Reader::start().count(Engine::DuckDb, &before).await, 99 + 2 * 9);
 }

@@ -176,6 +176,36 @@ async fn a_table_with_excluded_columns_stays_published_when_one_of_the_others_is
     assert_eq!((ids.len(), ids.iter().max(), ids.iter().min()), (101, Some(&102), Some(&2)));
 }
 
+#[tokio::test]
+async fn a_table_that_moves_to_another_schema_stays_in_its_place() {
+    let mut followed = followed_as(ORDERS, |url| Site::mirroring(url, r#"["*.*"]"#)).await;
+    followed.wait_caught_up().await;
+    let table = followed.site.table("shop/public/orders");
+    followed
+        .client
+        .batch_execute(
+            "UPDATE orders SET v = 'before' WHERE id < 10;
+             CREATE SCHEMA sales;
+             BEGIN; UPDATE orders SET v = 'inside' WHERE id = 1; ALTER TABLE orders SET SCHEMA sales;
+             ALTER TABLE sales.orders RENAME COLUMN v TO remark; INSERT INTO sales.orders VALUES (101, 'moved', 1); COMMIT;
+             DELETE FROM sales.orders WHERE id = 2",
+        )
+        .await
+        .unwrap();
+    followed.daemon.wait_status(SOON, |status| rows_of(status, "sales.orders") == Some(99)).await;
+    followed.wait_caught_up().await;
+    let Followed { postgres, site, daemon, .. } = followed;
+    daemon.stop().await;
+    let source = Source { dsn: &postgres.url("shop"), schema: "sales", table: "orders" };
+    let lake = LakeTable::at(&table);
+    let mut reader = Reader::start();
+    for engine in [Engine::DuckDb, Engine::DeltaRs] {
+        assert_equal(&mut reader, engine, &source, &lake).await;
+    }
+    assert_eq!(loads(&table), 1, "{:?}", operations(&table));
+    assert!(!site.table("shop/sales").exists(), "it has no second folder");
+}
+
 /// A site whose `orders` has these overrides.
 fn with_override(url: &str, choices: &str) -> Site {
     Site::new(&format!(
@@ -230,7 +260,7 @@ async fn columns_change_beside_excluded_ones_and_none_of_those_reaches_the_lake(
     }
     let lake = LakeTable::at(&table);
     let mut reader = Reader::start();
-    let expected = "SELECT id::text, w, five::text, plain FROM orders ORDER BY id";
+    let expected = "SELECT id::text, w, five::text, plain FROM orders ORDER BY orders.id";
     let deadline = Instant::now() + SOON;
     loop {
         let rows = followed.client.query(expected, &[]).await.unwrap();

@@ -17,6 +17,12 @@ pub fn operations(table: &Path) -> Vec<String> {
     actions(table).iter().filter_map(name).collect()
 }
 
+/// How each of the daemon's versions came about, oldest first: `LOAD`, `MEND`, `STREAM` or `COMPACTION`.
+pub fn kinds(table: &Path) -> Vec<String> {
+    let kind = |action: &Value| action["commitInfo"]["tidewater"].as_str().map(str::to_owned);
+    actions(table).iter().filter_map(kind).collect()
+}
+
 /// A table property as the newest version has it.
 pub fn property(table: &Path, name: &str) -> Option<String> {
     let value = |action: &Value| action["metaData"]["configuration"][name].as_str().map(str::to_owned);

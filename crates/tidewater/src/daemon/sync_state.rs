@@ -55,6 +55,13 @@ pub struct Folders {
     pub history: Option<[String; 2]>,
 }
 
+impl Folders {
+    /// These, and where there is none that of `others`: what a mode does not write stays where it is for the next.
+    pub fn or(self, others: Folders) -> Folders {
+        Folders { mirror: self.mirror.or(others.mirror), history: self.history.or(others.history) }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Content {
     format: u32,
@@ -163,17 +170,20 @@ impl SyncState {
     }
 
     /// Says which tables the stream carries from now on and where they are, with entries for those that are
-    /// discontinuous. Tables that it carried until now and carries no longer become discontinuous. Returns after it is
-    /// durable.
+    /// discontinuous. Tables that it carried until now and carries no longer become discontinuous, but for those in
+    /// `replaced`: they never come back. Returns after it is durable.
     pub async fn follow(
         &mut self,
         following: BTreeSet<String>,
         folders: BTreeMap<u32, Folders>,
         entries: Vec<(String, Discontinuity)>,
+        replaced: &BTreeSet<String>,
     ) -> Result<(), SyncError> {
         let mut content = self.content.clone();
         content.tables.extend(entries);
-        for left in self.content.following.difference(&following) {
+        content.tables.retain(|id, _| !replaced.contains(id));
+        content.following.retain(|id| !replaced.contains(id));
+        for left in content.following.difference(&following) {
             let reason = content.tables.entry(left.clone()).or_insert(Discontinuity::Stale);
             if *reason == Discontinuity::Loading {
                 // Nobody will finish that load.
@@ -241,13 +251,23 @@ mod tests {
         let path = Path::from("sync_state.json");
         let mut state = SyncState::read(store.clone(), path.clone()).await.unwrap();
         let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<_>>();
-        state.follow(ids(&["a", "b"]), BTreeMap::new(), Vec::new()).await.unwrap();
+        let none = BTreeSet::new();
+        state.follow(ids(&["a", "b"]), BTreeMap::new(), Vec::new(), &none).await.unwrap();
         assert_eq!(state.discontinuity("b"), None);
-        state.follow(ids(&["a"]), BTreeMap::new(), Vec::new()).await.unwrap();
+        state.follow(ids(&["a"]), BTreeMap::new(), Vec::new(), &none).await.unwrap();
         let mut state = SyncState::read(store, path).await.unwrap();
-        state.follow(ids(&["a", "b"]), BTreeMap::new(), Vec::new()).await.unwrap();
+        state.follow(ids(&["a", "b"]), BTreeMap::new(), Vec::new(), &none).await.unwrap();
         assert_eq!(state.discontinuity("a"), None);
         assert_eq!(state.discontinuity("b"), Some(&Discontinuity::Stale));
+
+        // A load that was under way when it was left out is never finished.
+        state.enter(vec![("a".into(), Discontinuity::Loading)]).await.unwrap();
+        state.follow(ids(&["b"]), BTreeMap::new(), Vec::new(), &none).await.unwrap();
+        assert_eq!(state.discontinuity("a"), Some(&Discontinuity::Stale));
+
+        // A table that another one takes the place of is gone for good.
+        state.follow(ids(&["c"]), BTreeMap::new(), Vec::new(), &ids(&["a", "b"])).await.unwrap();
+        assert_eq!((state.discontinuity("a"), state.discontinuity("b")), (None, None));
     }
 
     #[tokio::test]

@@ -282,3 +282,55 @@ fn the_stream_describes_a_look_only_with_the_same_columns_in_the_same_order() {
     assert!(!is_described(&described(&[("id", INT4, -1)]), &table));
     assert!(!is_described(&described(&[("id", INT4, -1), ("name", VARCHAR, 24)]), &table));
 }
+
+#[test]
+fn a_table_that_was_out_of_the_publication_is_loaded() {
+    let with = |membership: &str| {
+        let mut table = planned(base(), 0);
+        table.source.storage.membership = membership.to_owned();
+        table
+    };
+    assert!(matches!(change(&with("16500@740"), &with("16500@740")), Change::None));
+    for now in ["", "16501@740", "16500@752"] {
+        assert_reload(&with("16500@740"), &with(now), "publication");
+    }
+}
+
+fn history_of(columns: Vec<SourceColumn>) -> TableDefinition {
+    history_definition(&planned(columns, 0), "id-1")
+}
+
+#[test]
+fn a_history_carries_its_columns_by_number_into_types_that_hold_them() {
+    let old = history_of(vec![
+        column(1, "id", INT4, -1),
+        column(2, "name", VARCHAR, 14),
+        column(3, "n", INT4, -1),
+        column(4, "gone", TEXT, -1),
+    ]);
+    // Renamed, wider, new; the history's own columns stay behind them.
+    let new = history_of(vec![
+        column(1, "id", INT4, -1),
+        column(2, "title", TEXT, -1),
+        column(3, "n", INT8, -1),
+        column(5, "name", TEXT, -1),
+    ]);
+    let origins = carried(&old, &new).unwrap();
+    let from: Vec<Option<usize>> = origins
+        .iter()
+        .map(|origin| match origin {
+            ColumnOrigin::Kept(at) => Some(*at),
+            _ => None,
+        })
+        .collect();
+    let own = 4..4 + HISTORY_COLUMNS.len();
+    let expected: Vec<Option<usize>> =
+        [Some(0), Some(1), Some(2), None].into_iter().chain(own.map(Some)).collect();
+    assert_eq!(from, expected);
+
+    let narrower = history_of(vec![column(1, "id", INT4, -1), column(2, "name", INT4, -1)]);
+    assert!(carried(&old, &narrower).is_none(), "a text is no number");
+    let mut of_another = new;
+    of_another.configuration.insert(SOURCE_OID.to_owned(), "501".to_owned());
+    assert!(carried(&old, &of_another).is_none(), "numbers of another relation mean nothing here");
+}

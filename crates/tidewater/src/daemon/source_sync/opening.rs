@@ -47,6 +47,8 @@ pub struct OpenedTables {
     confirmed: Lsn,
     /// What `sync_state.json` is to say of those that have to be loaded.
     marks: Vec<(String, Discontinuity)>,
+    /// Ids of tables in the lake whose places others take.
+    replaced: BTreeSet<String>,
 }
 
 /// Where source and slot were found.
@@ -83,19 +85,106 @@ struct Found {
     broken: Option<String>,
     /// Drawn once, kept in its metadata.
     table_id: String,
+    /// The id of another source's table that is in its place.
+    replaces: Option<String>,
+    /// The application id of its `txn` entries.
+    app_id: String,
     location: TableLocation,
+    shown: Shown,
 }
 
 impl Found {
     /// Up to where it holds every change.
-    fn position(&self, app_id: &str) -> Option<Lsn> {
-        self.table.as_ref()?.txn(app_id).map(|position| Lsn(position.unsigned_abs()))
+    fn position(&self) -> Option<Lsn> {
+        self.table.as_ref()?.txn(&self.app_id).map(|position| Lsn(position.unsigned_abs()))
     }
 
     /// The plan of the shape that it has.
     fn shape(&self, planned: &PlannedTable) -> Option<PlannedTable> {
         source_shape::as_in_lake(planned, self.table.as_ref()?.definition())
     }
+}
+
+/// What of a source table is in the lake.
+struct InLake {
+    own: Found,
+    /// The history beside it, with `mode: both`.
+    history: Option<Found>,
+}
+
+impl InLake {
+    /// Up to where the table and the history beside it hold every change, if both say so.
+    fn positions(&self) -> Option<(Lsn, Lsn)> {
+        let own = self.own.position();
+        own.zip(self.history.as_ref().map_or(own, Found::position))
+    }
+
+    /// The shape in which the stream begins again: that of the table, or of the history beside it where that is behind.
+    /// `None` where neither says enough, or they are as far as each other and differ.
+    fn shape_so_far(&self, planned: &PlannedTable) -> Option<PlannedTable> {
+        let shape = self.own.shape(planned)?;
+        let Some(history) = &self.history else { return Some(shape) };
+        let found = history.table.as_ref()?;
+        let expected = source_shape::history_definition(&shape, &history.table_id);
+        let (own, of_history) = (self.own.position(), history.position());
+        if source_shape::have_same_columns(found.definition(), &expected) || own < of_history {
+            return Some(shape);
+        }
+        let laid_out = |earlier: PlannedTable| PlannedTable {
+            kind: shape.kind,
+            partition_by: shape.partition_by.clone(),
+            deletion_vectors: shape.deletion_vectors,
+            ..earlier
+        };
+        history.shape(planned).filter(|_| of_history < own).map(laid_out)
+    }
+
+    /// Ids of tables that were dropped at the source and made again under their names.
+    fn replaced(&self) -> impl Iterator<Item = String> {
+        std::iter::once(&self.own).chain(&self.history).filter_map(|found| found.replaces.clone())
+    }
+
+    fn broken(&self) -> Option<&str> {
+        self.own.broken.as_deref().or_else(|| self.history.as_ref()?.broken.as_deref())
+    }
+
+    /// The table as it will be followed, and what of it can be opened.
+    fn into_live(self, planned: PlannedTable) -> (LiveTable, Option<MirrorTable>, Option<MirrorTable>) {
+        let Found { table: own, table_id, app_id, location, shown, .. } = self.own;
+        let definition = source_shape::definition(&planned, &table_id);
+        let fits = |table: &MirrorTable| source_shape::have_same_columns(table.definition(), &definition);
+        let (of_history, beside) = match self.history {
+            Some(Found { table, table_id, app_id, location, shown, .. }) => {
+                (table, Some(HistoryBeside { location, table_id, app_id, shown }))
+            }
+            None => (None, None),
+        };
+        let live = LiveTable {
+            mend: planned.can_be_mended() && own.as_ref().is_some_and(fits),
+            planned,
+            location,
+            table_id,
+            app_id,
+            shown,
+            version: None,
+            history: beside,
+            writer: None,
+            loading: false,
+            in_lake: own.is_some(),
+            clear_at_commit: false,
+        };
+        (live, own, of_history)
+    }
+}
+
+/// What a table can go on from.
+struct Continuation {
+    own: Option<MirrorTable>,
+    history: Option<MirrorTable>,
+    /// Up to where each holds every change, if both say so.
+    positions: Option<(Lsn, Lsn)>,
+    /// The plan of the shape from which it goes on.
+    before: Option<PlannedTable>,
 }
 
 impl SourceSync {
@@ -109,7 +198,9 @@ impl SourceSync {
         positions: Positions,
     ) -> Result<OpenedTables, SyncError> {
         state.begin_incarnation(&incarnation.system_identifier, incarnation.generation).await?;
-        let folders = planned.iter().map(|table| (table.relation, table.folders())).collect();
+        let kept = |relation: &u32| state.folders().get(relation).cloned().unwrap_or_default();
+        let folders =
+            planned.iter().map(|table| (table.relation, table.folders().or(kept(&table.relation)))).collect();
         let mut opened = OpenedTables {
             router: Router::new(self.spool_directory()),
             tables: HashMap::new(),
@@ -122,6 +213,7 @@ impl SourceSync {
             look: Look { position: positions.looked_at, planned: Vec::new(), overtaken: false },
             confirmed: positions.confirmed,
             marks: Vec::new(),
+            replaced: BTreeSet::new(),
         };
         let names: BTreeSet<String> = planned.iter().flat_map(PlannedTable::shown_names).collect();
         self.board.retain_tables(&self.database, |table| names.contains(table));
@@ -129,7 +221,8 @@ impl SourceSync {
             self.open_table(state, table, incarnation, &mut opened).await?;
         }
         let following = opened.tables.values().flat_map(LiveTable::table_ids).collect();
-        state.follow(following, folders, std::mem::take(&mut opened.marks)).await?;
+        let marks = std::mem::take(&mut opened.marks);
+        state.follow(following, folders, marks, &opened.replaced).await?;
         for relation in &opened.to_load {
             opened.router.start_loading(*relation)?;
         }
@@ -143,53 +236,17 @@ impl SourceSync {
         incarnation: &Incarnation,
         opened: &mut OpenedTables,
     ) -> Result<(), SyncError> {
-        let shown = self.shown(&planned.name);
-        let own = self.look_for(state, &planned, &planned.folder, &shown).await?;
-        let history = match &planned.history_folder {
-            Some(folder) => {
-                let shown = self.shown(&history_name(&planned.name));
-                Some((self.look_for(state, &planned, folder, &shown).await?, shown))
-            }
-            None => None,
-        };
-        let app_id = |found: &Found| incarnation.app_id(&self.instance, &self.database, &found.table_id);
-        let position = own.position(&app_id(&own));
-        let of_history = history.as_ref().map(|(found, _)| found.position(&app_id(found)));
-        let before = shape_so_far(
-            &planned,
-            &own,
-            history.as_ref().map(|(found, _)| found),
-            [position, of_history.unwrap_or(position)],
-        );
+        let found = self.look_for_all(state, &planned, incarnation).await?;
+        opened.replaced.extend(found.replaced());
+        let (positions, before) = (found.positions(), found.shape_so_far(&planned));
         if let Some(before) = &before {
             source_shape::keep_choices(&mut planned, before);
         }
         if planned.mode != Mode::Mirror {
             opened.router.keep_origins(planned.relation);
         }
-        let definition = source_shape::definition(&planned, &own.table_id);
-        let fits = |table: &MirrorTable| source_shape::have_same_columns(table.definition(), &definition);
-        let broken = own.broken.clone().or_else(|| history.as_ref()?.0.broken.clone());
-        let beside = history.as_ref().map(|(found, shown)| HistoryBeside {
-            location: found.location.clone(),
-            app_id: app_id(found),
-            table_id: found.table_id.clone(),
-            shown: shown.clone(),
-        });
-        let entry = LiveTable {
-            mend: planned.can_be_mended() && own.table.as_ref().is_some_and(fits),
-            planned,
-            app_id: app_id(&own),
-            location: own.location,
-            table_id: own.table_id,
-            shown,
-            version: None,
-            history: beside,
-            writer: None,
-            loading: false,
-            in_lake: own.table.is_some(),
-            clear_at_commit: false,
-        };
+        let broken = found.broken().map(str::to_owned);
+        let (entry, own, history) = found.into_live(planned);
         // Its history may have been left out for a while, or the mirror beside that: then both lack the same.
         let discontinuity = entry.table_ids().filter_map(|id| state.discontinuity(&id)).max();
         if opened.stays(&entry, broken.as_deref(), discontinuity) {
@@ -197,13 +254,7 @@ impl SourceSync {
             opened.tables.insert(entry.planned.relation, entry);
             return Ok(());
         }
-        let tables = InLake {
-            own: own.table,
-            history: history.and_then(|(found, _)| found.table),
-            positions: position.zip(of_history.unwrap_or(position)),
-            before,
-        };
-        self.take_up(entry, tables, discontinuity, opened);
+        self.take_up(entry, Continuation { own, history, positions, before }, discontinuity, opened);
         Ok(())
     }
 
@@ -211,7 +262,7 @@ impl SourceSync {
     fn take_up(
         &self,
         mut entry: LiveTable,
-        tables: InLake,
+        tables: Continuation,
         discontinuity: Option<&Discontinuity>,
         opened: &mut OpenedTables,
     ) {
@@ -255,20 +306,37 @@ impl SourceSync {
         }
     }
 
-    fn shown(&self, table: &str) -> Shown {
-        Shown { board: self.board.clone(), database: self.database.clone(), table: table.to_owned() }
+    /// Looks for a table in the lake, and for the history beside it.
+    async fn look_for_all(
+        &self,
+        state: &SyncState,
+        planned: &PlannedTable,
+        incarnation: &Incarnation,
+    ) -> Result<InLake, SyncError> {
+        let own = self.look_for(state, planned, &planned.folder, &planned.name, incarnation).await?;
+        let history = match &planned.history_folder {
+            Some(folder) => {
+                let name = history_name(&planned.name);
+                Some(self.look_for(state, planned, folder, &name, incarnation).await?)
+            }
+            None => None,
+        };
+        Ok(InLake { own, history })
     }
 
-    /// Looks for a table in the lake.
+    /// Looks for one table of the lake, which is shown under this name.
     async fn look_for(
         &self,
         state: &SyncState,
         planned: &PlannedTable,
         folder: &[String; 3],
-        shown: &Shown,
+        name: &str,
+        incarnation: &Incarnation,
     ) -> Result<Found, SyncError> {
         let location = self.lake.table(&folder.each_ref().map(String::as_str));
-        self.board.update(&self.database, &shown.table, |status| {
+        let shown =
+            Shown { board: self.board.clone(), database: self.database.clone(), table: name.to_owned() };
+        self.board.update(&self.database, name, |status| {
             status.location = location.uri().to_owned();
         });
         let (table, broken) = match MirrorTable::open(location.clone(), self.writer_options()).await {
@@ -288,19 +356,11 @@ impl SourceSync {
         let is_known = table.as_ref().is_some_and(|table| {
             state.folders().is_empty() || source_shape::is_of(table.definition(), planned.relation)
         });
-        let table_id = existing.filter(|_| is_known).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        Ok(Found { table, broken, table_id, location })
+        let (table_id, replaces) = if is_known { (existing, None) } else { (None, existing) };
+        let table_id = table_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let app_id = incarnation.app_id(&self.instance, &self.database, &table_id);
+        Ok(Found { table, broken, table_id, replaces, app_id, location, shown })
     }
-}
-
-/// What of a source table is in the lake.
-struct InLake {
-    own: Option<MirrorTable>,
-    history: Option<MirrorTable>,
-    /// Up to where each holds every change, if both say so.
-    positions: Option<(Lsn, Lsn)>,
-    /// The plan of the shape from which it can go on.
-    before: Option<PlannedTable>,
 }
 
 impl OpenedTables {
@@ -346,28 +406,4 @@ impl OpenedTables {
             }
         }
     }
-}
-
-/// The shape in which the stream begins again: that of a table's own table in the lake, or of the history beside it where
-/// that is behind. `None` where neither says enough, or they are as far as each other and differ.
-fn shape_so_far(
-    planned: &PlannedTable,
-    own: &Found,
-    history: Option<&Found>,
-    [position, of_history]: [Option<Lsn>; 2],
-) -> Option<PlannedTable> {
-    let shape = own.shape(planned)?;
-    let Some(history) = history else { return Some(shape) };
-    let found = history.table.as_ref()?;
-    let expected = source_shape::history_definition(&shape, &history.table_id);
-    if source_shape::have_same_columns(found.definition(), &expected) || position < of_history {
-        return Some(shape);
-    }
-    let laid_out = |earlier: PlannedTable| PlannedTable {
-        kind: shape.kind,
-        partition_by: shape.partition_by.clone(),
-        deletion_vectors: shape.deletion_vectors,
-        ..earlier
-    };
-    history.shape(planned).filter(|_| of_history < position).map(laid_out)
 }
