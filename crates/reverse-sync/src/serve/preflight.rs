@@ -50,7 +50,7 @@ async fn schema_shortcoming(
         true => (
             format!(
                 "SELECT WHERE has_schema_privilege({}, 'CREATE')",
-                quote_literal(&quote_identifier(schema))
+                quote_literal(schema)
             ),
             format!("the role {role} may not create tables in the schema {schema}"),
             format!("GRANT CREATE, USAGE ON SCHEMA {} TO {role}", quote_identifier(schema)),
@@ -62,7 +62,7 @@ async fn schema_shortcoming(
         ),
     };
     let may = exists(client, &may).await?;
-    Ok((!may).then(|| Shortcoming { problem, remedy: Some(remedy) }))
+    Ok((!may).then_some(Shortcoming { problem, remedy: Some(remedy) }))
 }
 
 /// A table of this name that Tidewater did not make is nobody's to overwrite.
