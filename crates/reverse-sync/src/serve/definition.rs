@@ -88,6 +88,12 @@ impl ServedDefinition {
         format!("tidewater_{}", self.digest(text))
     }
 
+    /// What whoever serves this table holds a lock on.
+    pub(super) fn lock_key(&self) -> i64 {
+        let digest = Sha256::digest(format!("tidewater\0{}\0{}", self.schema, self.table));
+        digest.iter().take(size_of::<i64>()).fold(0, |key, byte| key << 8 | i64::from(*byte))
+    }
+
     /// Names this table, and something of it, among all of its database.
     fn digest(&self, of: &str) -> String {
         // No name in Postgres has a zero byte: the parts cannot run into each other.
