@@ -48,10 +48,7 @@ async fn schema_shortcoming(
     let there = format!("SELECT FROM pg_namespace WHERE nspname = {}", quote_literal(schema));
     let (may, problem, remedy) = match exists(client, &there).await? {
         true => (
-            format!(
-                "SELECT WHERE has_schema_privilege({}, 'CREATE')",
-                quote_literal(schema)
-            ),
+            format!("SELECT WHERE has_schema_privilege({}, 'CREATE')", quote_literal(schema)),
             format!("the role {role} may not create tables in the schema {schema}"),
             format!("GRANT CREATE, USAGE ON SCHEMA {} TO {role}", quote_identifier(schema)),
         ),
