@@ -14,7 +14,6 @@ use futures::TryStreamExt;
 use futures::stream::{self, BoxStream, StreamExt};
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -128,21 +127,19 @@ pub(crate) fn received<T: Send + 'static>(
 
 type Receiving<T> = Option<(JoinSet<()>, mpsc::Receiver<Result<T>>)>;
 
-fn next_received<T: Send + 'static>(
+async fn next_received<T: Send + 'static>(
     table: String,
     state: Receiving<T>,
-) -> impl Future<Output = Option<(Result<T>, Receiving<T>)>> + Send {
-    async move {
-        let (mut tasks, mut receiver) = state?;
-        if let Some(item) = receiver.recv().await {
-            let rest = item.is_ok().then_some((tasks, receiver));
-            return Some((item, rest));
-        }
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(source) = ended {
-                return Some((Err(ReverseSyncError::Reader { table, source }), None));
-            }
-        }
-        None
+) -> Option<(Result<T>, Receiving<T>)> {
+    let (mut tasks, mut receiver) = state?;
+    if let Some(item) = receiver.recv().await {
+        let rest = item.is_ok().then_some((tasks, receiver));
+        return Some((item, rest));
     }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(source) = ended {
+            return Some((Err(ReverseSyncError::Reader { table, source }), None));
+        }
+    }
+    None
 }

@@ -1,0 +1,80 @@
+//! Tables that Spark writes, read and told by us, with Spark as the judge.
+//!
+//! ```text
+//!   Spark writes a table, statement by statement
+//!   every version:   our rows                        = Spark's rows
+//!   every range:     our rows of a + our changes     = our rows of b     (in each detail, in order)
+//!   with a feed:     our changes, as recorded        = Spark's table_changes
+//! ```
+//!
+//! Starting Spark takes longer than any case, so one session writes and judges all of them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "the whole binary is tests"
+)]
+
+mod cases;
+mod multiset;
+mod spark;
+mod unavailable;
+
+use cases::{Case, cases};
+use multiset::Multiset;
+use reverse_sync::{Detail, Part, TableSource};
+use spark::Spark;
+use std::collections::BTreeMap;
+
+fn open(folder: &std::path::Path) -> TableSource {
+    TableSource::open(folder.to_str().unwrap(), &BTreeMap::new()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_spark_writes_is_read_and_told_as_spark_does() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut spark = Spark::start();
+    let only = std::env::var("ROW_CHANGES_CASE").unwrap_or_default();
+    for case in cases().into_iter().filter(|case| case.name.contains(&only)) {
+        let folder = lake.path().join(case.name.replace(' ', "_"));
+        spark.run(&folder, &case.statements).await;
+        let table = open(&folder);
+        let latest = table.latest_version().await.unwrap();
+        let mut theirs = spark.rows_of_versions(&folder, &case, latest).await;
+        for version in 0..=latest {
+            let ours = spark.texts_of(table.snapshot(version, &Part::default()).await.unwrap()).await;
+            assert_eq!(Some(ours), theirs.remove(&version), "{}: rows of version {version}", case.name);
+        }
+        for to in 1..=latest {
+            for from in 0..to {
+                a_range_leads_from_one_version_to_the_other(&case, &table, from, to).await;
+            }
+        }
+        if case.has_feed {
+            let ours = spark.texts_of_changes(&table, latest).await;
+            let theirs = spark.table_changes(&folder, latest).await;
+            assert_eq!(ours, theirs, "{}: changes of Spark's feed", case.name);
+        }
+    }
+    unavailable::what_vacuum_took_makes_a_range_unavailable(&mut spark, lake.path()).await;
+}
+
+async fn a_range_leads_from_one_version_to_the_other(case: &Case, table: &TableSource, from: u64, to: u64) {
+    let key: Vec<String> = case.key.iter().map(|name| (*name).to_owned()).collect();
+    let all = Part::default();
+    let after = Multiset::of(table.snapshot(to, &all).await.unwrap(), &[]).await;
+    for detail in [Detail::AsRecorded, Detail::ByKey(key.clone()), Detail::Net(key)] {
+        let what = format!("{}: {from} to {to}, {detail:?}", case.name);
+        let mut rows =
+            Multiset::under(&after, table.snapshot(from, &all).await.unwrap(), &case.renamed).await;
+        let smallest = rows.distance(&after);
+        let changes = table.row_changes(Some(from), to, &all, detail.clone()).await.unwrap();
+        let told = rows.apply(changes, &what).await;
+        assert_eq!(rows, after, "{what}");
+        if matches!(detail, Detail::Net(_)) {
+            assert_eq!(told, smallest, "{what}: as few changes as can be");
+        }
+    }
+}
