@@ -19,10 +19,11 @@
 
 mod cases;
 mod multiset;
+mod other_writers;
 mod spark;
 mod unavailable;
 
-use cases::{Case, cases};
+use cases::cases;
 use multiset::Multiset;
 use reverse_sync::{Detail, Part, TableSource};
 use spark::Spark;
@@ -47,11 +48,7 @@ async fn what_spark_writes_is_read_and_told_as_spark_does() {
             let ours = spark.texts_of(table.snapshot(version, &Part::default()).await.unwrap()).await;
             assert_eq!(Some(ours), theirs.remove(&version), "{}: rows of version {version}", case.name);
         }
-        for to in 1..=latest {
-            for from in 0..to {
-                a_range_leads_from_one_version_to_the_other(&case, &table, from, to).await;
-            }
-        }
+        every_range_leads_from_one_version_to_the_other(&table, case.name, &case.key, &case.renamed).await;
         if case.has_feed {
             let ours = spark.texts_of_changes(&table, latest).await;
             let theirs = spark.table_changes(&folder, latest).await;
@@ -61,20 +58,30 @@ async fn what_spark_writes_is_read_and_told_as_spark_does() {
     unavailable::what_vacuum_took_makes_a_range_unavailable(&mut spark, lake.path()).await;
 }
 
-async fn a_range_leads_from_one_version_to_the_other(case: &Case, table: &TableSource, from: u64, to: u64) {
-    let key: Vec<String> = case.key.iter().map(|name| (*name).to_owned()).collect();
+/// That the rows of each version, with the changes to each later one, are the rows of that.
+async fn every_range_leads_from_one_version_to_the_other(
+    table: &TableSource,
+    name: &str,
+    key: &[&str],
+    renamed: &[(&str, &str)],
+) {
+    let key: Vec<String> = key.iter().map(|name| (*name).to_owned()).collect();
     let all = Part::default();
-    let after = Multiset::of(table.snapshot(to, &all).await.unwrap(), &[]).await;
-    for detail in [Detail::AsRecorded, Detail::ByKey(key.clone()), Detail::Net(key)] {
-        let what = format!("{}: {from} to {to}, {detail:?}", case.name);
-        let mut rows =
-            Multiset::under(&after, table.snapshot(from, &all).await.unwrap(), &case.renamed).await;
-        let smallest = rows.distance(&after);
-        let changes = table.row_changes(Some(from), to, &all, detail.clone()).await.unwrap();
-        let told = rows.apply(changes, &what).await;
-        assert_eq!(rows, after, "{what}");
-        if matches!(detail, Detail::Net(_)) {
-            assert_eq!(told, smallest, "{what}: as few changes as can be");
+    for to in 1..=table.latest_version().await.unwrap() {
+        let after = Multiset::of(table.snapshot(to, &all).await.unwrap(), &[]).await;
+        for from in 0..to {
+            for detail in [Detail::AsRecorded, Detail::ByKey(key.clone()), Detail::Net(key.clone())] {
+                let what = format!("{name}: {from} to {to}, {detail:?}");
+                let before = table.snapshot(from, &all).await.unwrap();
+                let mut rows = Multiset::under(&after, before, renamed).await;
+                let smallest = rows.distance(&after);
+                let changes = table.row_changes(Some(from), to, &all, detail.clone()).await.unwrap();
+                let told = rows.apply(changes, &what).await;
+                assert_eq!(rows, after, "{what}");
+                if matches!(detail, Detail::Net(_)) {
+                    assert_eq!(told, smallest, "{what}: as few changes as can be");
+                }
+            }
         }
     }
 }
