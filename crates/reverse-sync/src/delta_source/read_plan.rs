@@ -136,6 +136,7 @@ impl ReadPlan {
         }
         // The reader decodes what it is asked for in the file's order.
         roots.sort_unstable();
+        roots.dedup();
         for source in &mut sources {
             if let Source::Root(root) = source {
                 *root = roots.binary_search(root).unwrap_or_else(|place| place);

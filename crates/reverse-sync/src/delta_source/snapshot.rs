@@ -8,6 +8,7 @@ use super::{DataFile, RowSet, TableSource, TableVersion};
 use crate::error::{Result, ReverseSyncError};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use delta_kernel::scan::StatsOptions;
 use delta_kernel::scan::state::ScanFile;
 use delta_kernel::snapshot::SnapshotRef;
 use futures::TryStreamExt;
@@ -62,7 +63,8 @@ impl TableSource {
         let version = snapshot.version();
         let scanned = self
             .with_engine(move |engine, _| {
-                let scan = snapshot.scan_builder().build()?;
+                // Files are not skipped by their statistics here, so none are parsed.
+                let scan = snapshot.scan_builder().with_stats(StatsOptions::none()).build()?;
                 let mut files = Vec::new();
                 for metadata in scan.scan_metadata(engine)? {
                     files = metadata?.visit_scan_files(files, |files, file| files.push(file))?;

@@ -1,7 +1,7 @@
 //! Tables that delta-rs and Tidewater write.
 
 use crate::{every_range_leads_from_one_version_to_the_other, open};
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use delta_writer::{CommitSpec, TableDefinition, TableKind, TableLoad, WriterOptions, open_lake};
 use deltalake::datafusion::prelude::{col, lit};

@@ -67,6 +67,11 @@ impl Spark {
         self.reader.query(Engine::Spark, &LakeTable::at(folder), &query).await
     }
 
+    /// The rows of a question about a table.
+    pub async fn query(&mut self, folder: &Path, query: &str) -> Texts {
+        self.reader.query(Engine::Spark, &LakeTable::at(folder), query).await
+    }
+
     /// What we read, in the same texts and order.
     pub async fn texts_of(&mut self, rows: Rows) -> Texts {
         let batches: Vec<RecordBatch> = rows.stream.try_collect().await.unwrap();
