@@ -2,16 +2,16 @@
 //!
 //! Delta's golden tables are in its repository only; no registry has them in a package. The one table that a
 //! pinned crate ships is delta-rs's `checkpoint_v2_table`: 154 versions written by Spark, with checkpoints of version 2
-//! in sidecars, column mapping, and a log that was cleaned up in part.
+//! in sidecars, column mapping, and a log that was cleaned up in part. Each version replaces the columns by new ones of the same
+//! names, so there is nothing to follow from one to the next.
 
-use crate::multiset::Multiset;
 use crate::open;
 use crate::spark::Spark;
 use arrow::array::AsArray;
 use arrow::compute::sum;
 use arrow::datatypes::Int64Type;
 use futures::TryStreamExt;
-use reverse_sync::{Detail, Part};
+use reverse_sync::Part;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -39,13 +39,4 @@ pub async fn a_table_with_checkpoints_of_version_2_is_read_as_spark_reads_it(spa
     let ours = [count.to_string(), total(0).to_string(), total(1).to_string()];
     let theirs = spark.query(&folder, "SELECT count(*), sum(col1), sum(col2) FROM t").await;
     assert_eq!(theirs, [ours.map(Some)]);
-    // Spark refuses to go back further than the table's retention, which is long over.
-    let all = Part::default();
-    let after = Multiset::of(table.snapshot(latest, &all).await.unwrap(), &[]).await;
-    for detail in [Detail::AsRecorded, Detail::Net(vec!["col1".to_owned()])] {
-        let mut rows = Multiset::of(table.snapshot(75, &all).await.unwrap(), &[]).await;
-        let changes = table.row_changes(Some(75), latest, &all, detail.clone()).await.unwrap();
-        rows.apply(changes, "the public table").await;
-        assert_eq!(rows, after, "{detail:?}");
-    }
 }
