@@ -152,14 +152,94 @@ pub enum CoreError {
     },
     /// The server did not go down.
     #[error(
-        "Postgres of project `{project}` (process {pid}) is still running after a fast and an immediate shutdown; \
-         look at what holds it and end it by hand"
+        "Postgres of project `{project}` (process {pid}) was still running {limit:?} after it was told to stop; the \
+         keepers or the store may be out of reach, see `tidewater compute list`"
     )]
     StopTimedOut {
         /// The project.
         project: String,
         /// The postmaster.
         pid: u32,
+        /// The time it was given.
+        limit: Duration,
+    },
+    /// The server ended while it was in service.
+    #[error("Postgres of project `{project}` has ended ({end}). Its last words:\n{tail}")]
+    PostgresEnded {
+        /// The project.
+        project: String,
+        /// Exit status or signal.
+        end: String,
+        /// The last lines of its log.
+        tail: String,
+    },
+    /// A start was interrupted on purpose.
+    #[error("the start of project `{project}` was cancelled")]
+    StartCancelled {
+        /// The project.
+        project: String,
+    },
+    /// The WAL does not reach as far as the pages need.
+    #[error(
+        "project `{project}` cannot be started: its pages need the WAL up to {need}, and keepers and store have it up to \
+         {have}. Bring back the keepers that are missing, or restore the database to a point before {have}"
+    )]
+    WalMissing {
+        /// The project.
+        project: String,
+        /// Where the WAL ends.
+        have: wal_decoder::Lsn,
+        /// What the pages contain already.
+        need: wal_decoder::Lsn,
+    },
+    /// The last of the WAL did not reach the keepers' majority and the store in time.
+    #[error(
+        "the last WAL of project `{project}` did not reach the keepers and the store within {limit:?}: nothing is lost, \
+         the next start recovers. See `tidewater compute list` for what they said"
+    )]
+    DrainTimedOut {
+        /// The project.
+        project: String,
+        /// The time it was given.
+        limit: Duration,
+    },
+    /// The session with the keepers is over.
+    #[error("the compute is ending: its session with the keepers is over")]
+    KeepersGone,
+    /// `pg_control` cannot be used.
+    #[error(
+        "`global/pg_control` cannot be used: {problem}. Restore the database to an earlier point; `tidewater core \
+         inspect` says what else is damaged"
+    )]
+    ControlFile {
+        /// What does not fit.
+        problem: String,
+    },
+    /// A compute process refused or failed.
+    #[error("the compute at `{socket}` refused: {reason}")]
+    ComputeRefused {
+        /// Its control socket.
+        socket: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// A compute process does not answer.
+    #[error("the compute at `{socket}` did not answer within {limit:?}; `compute.log` beside it says what it does")]
+    ComputeSilent {
+        /// Its control socket.
+        socket: PathBuf,
+        /// The time it was given.
+        limit: Duration,
+    },
+    /// The point that was asked for cannot be reached.
+    #[error("project `{project}` cannot go back to {point}: {reason}")]
+    PointOutOfReach {
+        /// The project.
+        project: String,
+        /// The time or position that was asked for.
+        point: String,
+        /// Why not, and what could be.
+        reason: String,
     },
     /// A statement of the core's own was refused.
     #[error("Postgres of project `{project}` refused to {action}")]

@@ -1,0 +1,245 @@
+//! Cuts: every few seconds the branch as it is becomes a manifest, from which any machine can go on.
+//!
+//! ```text
+//!   what the files need of the WAL ─► cut (an instant) ─► WAL flush position ─► capture (upload)
+//!                                                                │
+//!                          keepers' majority at or past it ◄─────┘ ─► publish
+//! ```
+//!
+//! The order is the point. A page may hold changes whose WAL Postgres has flushed locally and the keepers
+//! do not have. Recovery from such a page and a shorter WAL *starts normally* on a corrupt database. So
+//! the flush position is sampled after the cut (the WAL rule keeps every page behind it), becomes the
+//! manifest's minimum recovery position, and the manifest waits until a majority has it.
+//!
+//! One task owns mount and manifest. What fails here (the store is slow, full or gone) is shown in the
+//! status and tried again: commits go on as long as the keepers have room.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_postgres::Client;
+use uuid::Uuid;
+use wal_decoder::Lsn;
+
+use super::control::{self, Status};
+use super::control_file::ControlFile;
+use super::wal_floor::wal_floor;
+use crate::branches::lineage;
+use crate::ids::{ManifestNumber, Term, Timeline};
+use crate::page_fs::{CaptureKind, Captured, Mounted};
+use crate::page_store::{Manifest, ManifestBody, ManifestHead, ManifestKind, PageStore, WalSpan};
+use crate::{CoreError, Result, Timestamp};
+
+/// After a failure the next attempt waits this long, and twice as long after each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// An older compute may have published while this one was being elected: a few manifests at most.
+const NUMBERS_TRIED: u32 = 16;
+
+/// The newest manifest and how the next one is made from it.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    pages: PageStore,
+    latest: Arc<Manifest>,
+    /// Where the WAL of the branch lies, to its open end.
+    wal: Vec<WalSpan>,
+    term: Term,
+}
+
+/// What a new manifest says beyond what was captured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) kind: CaptureKind,
+    pub(crate) timeline: Timeline,
+    pub(crate) wal_floor: Lsn,
+    pub(crate) min_recovery: Lsn,
+}
+
+
+impl Publisher {
+    pub(crate) fn new(pages: PageStore, latest: Arc<Manifest>, term: Term) -> Publisher {
+        let wal = latest.body.wal.clone();
+        Publisher { pages, latest, wal, term }
+    }
+
+    /// From `from` on the branch has WAL of its own.
+    pub(crate) fn continue_wal(&mut self, timeline: Timeline, from: Lsn) {
+        let head = &self.latest.head;
+        self.wal = lineage::continued(&self.wal, &head.project, head.branch, timeline, from);
+    }
+
+    /// Where the WAL of the branch lies, to its open end.
+    pub(crate) fn wal(&self) -> &[WalSpan] {
+        &self.wal
+    }
+
+    pub(crate) fn latest(&self) -> &Arc<Manifest> {
+        &self.latest
+    }
+
+    /// Publishes what was captured as the branch's newest manifest.
+    ///
+    /// # Errors
+    /// The store refuses, the branch was deleted, or a compute of a newer term has it.
+    pub(crate) async fn publish(&mut self, captured: Captured, moment: Moment) -> Result<ManifestNumber> {
+        let mut manifest = self.next(captured, moment)?;
+        for _ in 0..NUMBERS_TRIED {
+            let candidate = Arc::new(manifest);
+            match self.pages.publish(&candidate).await {
+                Ok(()) => {
+                    self.latest = candidate;
+                    return Ok(self.latest.head.number);
+                }
+                Err(CoreError::AlreadyPublished { number, .. }) => {
+                    // The last word of the predecessor that our election fenced. What it says is true, but
+                    // our pages do not build on it: ours goes behind it.
+                    manifest = Arc::unwrap_or_clone(candidate);
+                    manifest.head.number = number.next();
+                    manifest.head.uid = Uuid::new_v4();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CoreError::AlreadyPublished { branch: manifest.head.branch, number: manifest.head.number })
+    }
+
+    fn next(&self, captured: Captured, moment: Moment) -> Result<Manifest> {
+        let control = ControlFile::parse(captured.pg_control.to_vec())?;
+        let before = &self.latest;
+        let (kind, end_lsn) = match moment.kind {
+            CaptureKind::Running => (ManifestKind::Running, None),
+            CaptureKind::CleanShutdown => (ManifestKind::CleanShutdown, Some(moment.min_recovery)),
+        };
+        let head = ManifestHead {
+            number: before.head.number.next(),
+            uid: Uuid::new_v4(),
+            published_at: Timestamp::now(),
+            term: self.term,
+            timeline: moment.timeline,
+            kind,
+            redo_lsn: control.redo(),
+            min_recovery_lsn: moment.min_recovery,
+            end_lsn,
+            ..before.head.clone()
+        };
+        let body = ManifestBody {
+            wal: lineage::above(&self.wal, moment.wal_floor.min(control.redo())),
+            ..captured.body
+        };
+        Ok(Manifest { head, body })
+    }
+}
+
+/// What the task that owns the mount is asked for.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// A manifest of this moment.
+    Cut(oneshot::Sender<Result<ManifestNumber>>),
+}
+
+/// The task that cuts a running branch.
+#[derive(Debug)]
+pub(crate) struct Cutter {
+    pub(crate) mounted: Mounted,
+    pub(crate) publisher: Publisher,
+    pub(crate) data: PathBuf,
+    pub(crate) client: Client,
+    pub(crate) timeline: Timeline,
+    pub(crate) majority: watch::Receiver<Lsn>,
+    pub(crate) board: watch::Sender<Status>,
+    pub(crate) every: Duration,
+}
+
+impl Cutter {
+    /// Cuts whenever pages are dirty, and when asked to, until the orders end; then gives mount and
+    /// publisher back for the last cut.
+    ///
+    /// # Errors
+    /// The branch was deleted or a newer compute has it: nothing more may be written.
+    pub(crate) async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Result<(Mounted, Publisher)> {
+        let mut pause = self.every;
+        loop {
+            let order = tokio::select! {
+                order = orders.recv() => match order {
+                    Some(order) => Some(order),
+                    None => return Ok((self.mounted, self.publisher)),
+                },
+                () = tokio::time::sleep(pause) => None,
+            };
+            if order.is_none() && !self.mounted.is_dirty() {
+                pause = self.every;
+                continue;
+            }
+            let outcome = self.cut().await;
+            pause = self.after(&outcome, pause);
+            let fatal = matches!(&outcome, Err(CoreError::Fenced { .. } | CoreError::NoSuchBranch { .. }));
+            match (order, outcome) {
+                (_, Err(error)) if fatal => return Err(error),
+                // Who asked may have left.
+                (Some(Order::Cut(answer)), outcome) => drop(answer.send(outcome)),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// Shows how it went, and says when the next attempt is due.
+    fn after(&self, outcome: &Result<ManifestNumber>, pause: Duration) -> Duration {
+        match outcome {
+            Ok(number) => {
+                self.board.send_modify(|status| {
+                    status.manifest = *number;
+                    status.cut_at = Some(Timestamp::now());
+                    status.store_trouble = None;
+                });
+                self.every
+            }
+            Err(error) => {
+                let trouble = control::chain(error);
+                tracing::error!(error = %trouble, "no manifest could be published; commits go on");
+                self.board.send_modify(|status| status.store_trouble = Some(trouble));
+                pause.saturating_mul(2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+            }
+        }
+    }
+
+    async fn cut(&mut self) -> Result<ManifestNumber> {
+        let floor = floor_of(self.data.clone()).await?;
+        let cut = self.mounted.cut()?;
+        let flushed = flush_position(&self.client, &self.publisher.latest.head.project).await?;
+        let captured = self.mounted.capture(cut).await?;
+        let reached = self.majority.wait_for(|majority| *majority >= flushed).await;
+        if reached.is_err() {
+            return Err(CoreError::KeepersGone);
+        }
+        drop(reached);
+        let moment = Moment {
+            kind: CaptureKind::Running,
+            timeline: self.timeline,
+            wal_floor: floor,
+            min_recovery: flushed,
+        };
+        self.publisher.publish(captured, moment).await
+    }
+}
+
+/// Reads the mount, which asks the store through this runtime: never on one of its own threads.
+pub(crate) async fn floor_of(data: PathBuf) -> Result<Lsn> {
+    let read = tokio::task::spawn_blocking({
+        let data = data.clone();
+        move || wal_floor(&data)
+    });
+    read.await.map_err(|ended| CoreError::io("read", data)(std::io::Error::other(ended)))?
+}
+
+async fn flush_position(client: &Client, project: &ProjectName) -> Result<Lsn> {
+    let failed = || CoreError::statement(project.as_str(), "tell its WAL position");
+    let row = client
+        .query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()::text", &[])
+        .await
+        .map_err(failed())?;
+    let text: String = row.try_get(0).map_err(failed())?;
+    text.parse().map_err(|error| CoreError::io("understand", text)(std::io::Error::other(error)))
+}
