@@ -184,7 +184,7 @@ pub enum CoreError {
         "project `{project}` cannot be started: its pages need the WAL up to {need}, and keepers and store have it up to \
          {have}. Bring back the keepers that are missing, or restore the database to a point before {have}"
     )]
-    WalMissing {
+    PagesAheadOfWal {
         /// The project.
         project: String,
         /// Where the WAL ends.
@@ -203,9 +203,17 @@ pub enum CoreError {
         /// The time it was given.
         limit: Duration,
     },
-    /// The session with the keepers is over.
-    #[error("the compute is ending: its session with the keepers is over")]
-    KeepersGone,
+    /// The compute is on its way down.
+    #[error("the compute is ending")]
+    ComputeEnding,
+    /// The WAL stream from Postgres to the keepers broke.
+    #[error("the WAL of project `{project}` no longer reaches the keepers: {problem}")]
+    StreamLost {
+        /// The project.
+        project: String,
+        /// Why.
+        problem: String,
+    },
     /// `pg_control` cannot be used.
     #[error(
         "`global/pg_control` cannot be used: {problem}. Restore the database to an earlier point; `tidewater core \

@@ -20,7 +20,10 @@
 //! Today a project's pages lie in an ordinary local directory under Postgres's own durability. The
 //! page-separated store slots in beneath the same two types.
 
+pub mod branches;
 mod compute;
+pub mod compute_process;
+pub mod computes;
 mod error;
 pub mod ids;
 mod initdb;
@@ -35,6 +38,7 @@ mod server_command;
 mod service_user;
 mod settings;
 pub mod storage;
+mod template;
 mod timestamp;
 
 pub use compute::{Compute, EnsureRunning};

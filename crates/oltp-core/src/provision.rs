@@ -8,6 +8,7 @@
 use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::Client;
 
+use crate::compute_process::Server;
 use crate::{CoreError, Result};
 
 /// Granted with ADMIN OPTION, so that the owner can pass them on; a version that lacks one skips it.
@@ -85,6 +86,20 @@ pub(crate) async fn provision(
         client.batch_execute(&statements).await.map_err(failed("make the project's database"))?;
     }
     Ok(())
+}
+
+/// The owner's password in the server follows the configured one.
+pub(crate) async fn settle_password(
+    server: &Server,
+    superuser: &Client,
+    name: &str,
+    owner: &str,
+    password: &SecretString,
+) -> Result<()> {
+    if server.takes_password(name, owner, password).await {
+        return Ok(());
+    }
+    set_password(superuser, name, owner, password).await
 }
 
 /// Gives `owner` the configured password, when it changed since the last start.

@@ -77,6 +77,7 @@ pub enum Answer {
     /// To `settle`.
     Settled {
         /// All WAL below is in the store.
+        #[serde(with = "crate::page_store::lsn_text")]
         lsn: Lsn,
     },
     /// To `cut`.
@@ -133,8 +134,10 @@ pub struct Status {
     /// When that one's cut was taken.
     pub cut_at: Option<Timestamp>,
     /// Flushed by a majority of the keepers.
+    #[serde(with = "crate::page_store::lsn_text")]
     pub majority: Lsn,
     /// In the store below this.
+    #[serde(with = "crate::page_store::lsn_text")]
     pub archived: Lsn,
     /// Since when commits wait for a majority of the keepers, and for what.
     pub commits_wait: Option<String>,

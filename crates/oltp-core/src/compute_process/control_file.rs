@@ -6,7 +6,13 @@
 //! ```
 //!
 //! Read for every manifest, because recovery begins at the redo position and the WAL from there on has to
-//! be kept. Written in one case: a branch that starts at a point of the past. Postgres then has to
+//! be kept. Written in two cases.
+//!
+//! The pages are those of a clean stop, and the log goes on behind it: a compute was started from them and
+//! ended before its first cut. Postgres believes the word "shut down", replays nothing, and writes
+//! over what was acknowledged since. So the file says "in production", which is what a crash leaves.
+//!
+//! A branch starts at a point of the past. Postgres then has to
 //! refuse anything short of the position its pages may already contain, and the field for that position
 //! is the minimum recovery point (`InitWalRecovery` and `CheckRecoveryConsistency` in
 //! `xlogrecovery.c`). A `backup_label` cannot say it: it makes Postgres wait for the end-of-backup record of
@@ -33,9 +39,10 @@ const TIMELINE: usize = 48;
 const MINIMUM_RECOVERY: usize = 136;
 const MINIMUM_RECOVERY_TIMELINE: usize = 144;
 
-/// `DB_SHUTDOWNED` and `DB_IN_ARCHIVE_RECOVERY` of `DBState`.
+/// `DB_SHUTDOWNED`, `DB_IN_ARCHIVE_RECOVERY` and `DB_IN_PRODUCTION` of `DBState`.
 const SHUT_DOWN: u32 = 1;
 const IN_ARCHIVE_RECOVERY: u32 = 5;
+const IN_PRODUCTION: u32 = 6;
 
 /// A `pg_control` whose CRC is right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,12 +99,22 @@ impl ControlFile {
         u32_at(&self.bytes, STATE) == Some(SHUT_DOWN)
     }
 
+    /// The same file as a crash leaves it: the next start replays what follows the last checkpoint.
+    pub(crate) fn as_after_a_crash(mut self) -> ControlFile {
+        self.put(STATE, &IN_PRODUCTION.to_le_bytes());
+        self.sealed()
+    }
+
     /// The same file for a recovery that may not end before `minimum`.
     pub(crate) fn recovering_to_at_least(mut self, minimum: Lsn) -> ControlFile {
         let timeline = self.timeline();
         self.put(STATE, &IN_ARCHIVE_RECOVERY.to_le_bytes());
         self.put(MINIMUM_RECOVERY, &minimum.0.to_le_bytes());
         self.put(MINIMUM_RECOVERY_TIMELINE, &timeline.to_le_bytes());
+        self.sealed()
+    }
+
+    fn sealed(mut self) -> ControlFile {
         let crc = crc32c::crc32c(self.bytes.get(..self.crc_at).unwrap_or_default());
         let crc_at = self.crc_at;
         self.put(crc_at, &crc.to_le_bytes());
@@ -153,6 +170,8 @@ mod tests {
             assert_eq!(u64_at(again.bytes(), MINIMUM_RECOVERY), Some(0x1700698));
             assert_eq!(u32_at(again.bytes(), MINIMUM_RECOVERY_TIMELINE), Some(3));
             assert_eq!(u32_at(again.bytes(), STATE), Some(IN_ARCHIVE_RECOVERY));
+            let crashed = ControlFile::parse(again.as_after_a_crash().bytes().to_vec()).unwrap();
+            assert_eq!(u32_at(crashed.bytes(), STATE), Some(IN_PRODUCTION));
         }
     }
 

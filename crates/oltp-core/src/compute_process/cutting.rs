@@ -20,14 +20,15 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Client;
-use uuid::Uuid;
 use wal_decoder::Lsn;
 
 use super::control::{self, Status};
 use super::control_file::ControlFile;
+use super::local_wal::segment_start;
+use super::rewinding::on_mount;
 use super::wal_floor::wal_floor;
 use crate::branches::lineage;
-use crate::ids::{ManifestNumber, Term, Timeline};
+use crate::ids::{ManifestNumber, ManifestUid, ProjectName, Term, Timeline};
 use crate::page_fs::{CaptureKind, Captured, Mounted};
 use crate::page_store::{Manifest, ManifestBody, ManifestHead, ManifestKind, PageStore, WalSpan};
 use crate::{CoreError, Result, Timestamp};
@@ -65,9 +66,12 @@ impl Publisher {
         Publisher { pages, latest, wal, term }
     }
 
-    /// From `from` on the branch has WAL of its own.
+    /// From `from` on the branch has WAL of its own, unless it has some already.
     pub(crate) fn continue_wal(&mut self, timeline: Timeline, from: Lsn) {
         let head = &self.latest.head;
+        if self.wal.iter().any(|span| span.branch == head.branch) {
+            return;
+        }
         self.wal = lineage::continued(&self.wal, &head.project, head.branch, timeline, from);
     }
 
@@ -85,7 +89,11 @@ impl Publisher {
     /// # Errors
     /// The store refuses, the branch was deleted, or a compute of a newer term has it.
     pub(crate) async fn publish(&mut self, captured: Captured, moment: Moment) -> Result<ManifestNumber> {
-        let mut manifest = self.next(captured, moment)?;
+        let manifest = self.next(captured, moment)?;
+        self.put(manifest).await
+    }
+
+    async fn put(&mut self, mut manifest: Manifest) -> Result<ManifestNumber> {
         for _ in 0..NUMBERS_TRIED {
             let candidate = Arc::new(manifest);
             match self.pages.publish(&candidate).await {
@@ -98,12 +106,36 @@ impl Publisher {
                     // our pages do not build on it: ours goes behind it.
                     manifest = Arc::unwrap_or_clone(candidate);
                     manifest.head.number = number.next();
-                    manifest.head.uid = Uuid::new_v4();
+                    manifest.head.uid = ManifestUid::random();
                 }
                 Err(error) => return Err(error),
             }
         }
         Err(CoreError::AlreadyPublished { branch: manifest.head.branch, number: manifest.head.number })
+    }
+
+    /// Publishes that the branch is in service: from here on there may be WAL behind the clean stop that it was started
+    /// from. A clean manifest that is the newest is therefore all there is, for whoever makes a branch of it.
+    ///
+    /// # Errors
+    /// As for [`publish`](Publisher::publish).
+    pub(crate) async fn publish_in_service(&mut self) -> Result<()> {
+        if self.latest.head.kind != ManifestKind::CleanShutdown {
+            return Ok(());
+        }
+        let mut manifest = Manifest::clone(&self.latest);
+        manifest.body.wal = self.wal.clone();
+        manifest.head = ManifestHead {
+            number: manifest.head.number.next(),
+            uid: ManifestUid::random(),
+            published_at: Timestamp::now(),
+            term: self.term,
+            kind: ManifestKind::Running,
+            end_lsn: None,
+            ..manifest.head
+        };
+        self.put(manifest).await?;
+        Ok(())
     }
 
     fn next(&self, captured: Captured, moment: Moment) -> Result<Manifest> {
@@ -115,7 +147,7 @@ impl Publisher {
         };
         let head = ManifestHead {
             number: before.head.number.next(),
-            uid: Uuid::new_v4(),
+            uid: ManifestUid::random(),
             published_at: Timestamp::now(),
             term: self.term,
             timeline: moment.timeline,
@@ -126,7 +158,7 @@ impl Publisher {
             ..before.head.clone()
         };
         let body = ManifestBody {
-            wal: lineage::above(&self.wal, moment.wal_floor.min(control.redo())),
+            wal: lineage::above(&self.wal, segment_start(moment.wal_floor.min(control.redo()))),
             ..captured.body
         };
         Ok(Manifest { head, body })
@@ -138,6 +170,8 @@ impl Publisher {
 pub(crate) enum Order {
     /// A manifest of this moment.
     Cut(oneshot::Sender<Result<ManifestNumber>>),
+    /// How far Postgres has flushed its WAL.
+    FlushPosition(oneshot::Sender<Result<Lsn>>),
 }
 
 /// The task that cuts a running branch.
@@ -148,7 +182,10 @@ pub(crate) struct Cutter {
     pub(crate) data: PathBuf,
     pub(crate) client: Client,
     pub(crate) timeline: Timeline,
+    /// Flushed by a majority of the keepers.
     pub(crate) majority: watch::Receiver<Lsn>,
+    /// The end of the last whole record below that.
+    pub(crate) recoverable: watch::Receiver<Lsn>,
     pub(crate) board: watch::Sender<Status>,
     pub(crate) every: Duration,
 }
@@ -169,6 +206,12 @@ impl Cutter {
                 },
                 () = tokio::time::sleep(pause) => None,
             };
+            if let Some(Order::FlushPosition(answer)) = order {
+                let project = &self.publisher.latest.head.project;
+                // Who asked may have left.
+                drop(answer.send(flush_position(&self.client, project).await));
+                continue;
+            }
             if order.is_none() && !self.mounted.is_dirty() {
                 pause = self.every;
                 continue;
@@ -180,7 +223,7 @@ impl Cutter {
                 (_, Err(error)) if fatal => return Err(error),
                 // Who asked may have left.
                 (Some(Order::Cut(answer)), outcome) => drop(answer.send(outcome)),
-                (None, _) => {}
+                _ => {}
             }
         }
     }
@@ -206,32 +249,24 @@ impl Cutter {
     }
 
     async fn cut(&mut self) -> Result<ManifestNumber> {
-        let floor = floor_of(self.data.clone()).await?;
+        let floor = on_mount(&self.data, wal_floor).await?;
         let cut = self.mounted.cut()?;
         let flushed = flush_position(&self.client, &self.publisher.latest.head.project).await?;
         let captured = self.mounted.capture(cut).await?;
-        let reached = self.majority.wait_for(|majority| *majority >= flushed).await;
-        if reached.is_err() {
-            return Err(CoreError::KeepersGone);
+        if self.majority.wait_for(|majority| *majority >= flushed).await.is_err() {
+            return Err(CoreError::ComputeEnding);
         }
-        drop(reached);
+        // The flush position may lie inside a record, which a crash would cut off again. No page of the cut has
+        // anything of that record: its own end was not flushed.
+        let whole = *self.recoverable.borrow();
         let moment = Moment {
             kind: CaptureKind::Running,
             timeline: self.timeline,
             wal_floor: floor,
-            min_recovery: flushed,
+            min_recovery: flushed.min(whole),
         };
         self.publisher.publish(captured, moment).await
     }
-}
-
-/// Reads the mount, which asks the store through this runtime: never on one of its own threads.
-pub(crate) async fn floor_of(data: PathBuf) -> Result<Lsn> {
-    let read = tokio::task::spawn_blocking({
-        let data = data.clone();
-        move || wal_floor(&data)
-    });
-    read.await.map_err(|ended| CoreError::io("read", data)(std::io::Error::other(ended)))?
 }
 
 async fn flush_position(client: &Client, project: &ProjectName) -> Result<Lsn> {

@@ -24,6 +24,7 @@ use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
 use sha2::{Digest, Sha256};
 
+use crate::page_fs::detach_stale_mounts;
 use crate::service_user::ServiceUser;
 use crate::{CoreError, Result, private_file};
 
@@ -56,10 +57,12 @@ impl ComputeDirectory {
         let lock = lock(&root)?;
         let directory = ComputeDirectory { root, user: ServiceUser::for_new_cluster(), _lock: lock };
         directory.end_orphan().await?;
-        for owned in [directory.data(), directory.wal()] {
-            private_file::create_directory(&owned, 0o700)?;
-            // A mount that was left behind is looked at only after it has been detached.
-        }
+        let stale = directory.root.clone();
+        // Looking at a mount that a killed process left may block for a moment.
+        let detached = tokio::task::spawn_blocking(move || detach_stale_mounts(&stale)).await;
+        detached.map_err(|ended| CoreError::io("look at", &directory.root)(std::io::Error::other(ended)))??;
+        private_file::create_directory(&directory.data(), 0o700)?;
+        private_file::create_directory(&directory.wal(), 0o700)?;
         directory.user.own(&directory.wal())?;
         Ok(directory)
     }

@@ -30,6 +30,11 @@ pub(crate) fn segment_start(position: Lsn) -> Lsn {
     Lsn(position.0 - position.0 % SEGMENT)
 }
 
+/// Where that segment ends.
+pub(crate) fn segment_end(position: Lsn) -> Lsn {
+    Lsn(segment_start(position).0.saturating_add(SEGMENT))
+}
+
 /// Where the WAL ends whose last record begins at `checkpoint`.
 ///
 /// # Errors

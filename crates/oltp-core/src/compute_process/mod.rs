@@ -15,6 +15,7 @@
 //! The order of the first two steps matters. After the election no older compute can get another commit
 //! acknowledged, so the manifest that is read then, and the log that was elected, are the branch.
 
+mod branch_beginning;
 mod control;
 mod control_file;
 mod cutting;
@@ -39,13 +40,14 @@ use wal_decoder::Lsn;
 use crate::ids::{BranchId, BranchName, ManifestNumber, ProjectName, Term, Timeline};
 use crate::installation::Installation;
 use crate::page_store::PageStore;
-use crate::wal_keeper::KeeperAddress;
+use crate::wal_keeper::{Durability, KeeperAddress};
 use crate::{CoreError, Result, Timestamp};
 
 pub use control::{Answer, Question, State, Status, ask};
-pub(crate) use control_file::ControlFile;
+pub(crate) use branch_beginning::archive_shut_down_wal;
 pub(crate) use directory::{ComputeDirectory, control_socket};
-pub(crate) use server::{Purpose, Server, log_tail};
+pub(crate) use server::{Purpose, Server, log_tail, open_log};
+pub(crate) use wal_floor::read_control_file;
 
 /// How often a branch with dirty pages is cut. What a start replays is the WAL since the last checkpoint
 /// that a cut has seen.
@@ -66,8 +68,8 @@ pub struct ComputeSpec {
     pub installation: Installation,
     /// The keepers, all of them.
     pub keepers: Vec<KeeperAddress>,
-    /// Whether a commit waits for the store as well.
-    pub commits_wait_for_store: bool,
+    /// What a commit waits for.
+    pub durability: Durability,
     /// How much of the local disk fetched pages may take.
     pub cache_limit: u64,
     /// How often the branch is cut while pages are dirty.

@@ -24,11 +24,10 @@ use std::path::Path;
 use secrecy::SecretString;
 use wal_decoder::Lsn;
 
-use super::control_file::{self, ControlFile};
 use super::directory::ComputeDirectory;
 use super::server::{Purpose, Server};
 use super::severing;
-use super::wal_floor::read_control_file;
+use super::wal_floor::{read_control_file, write_control_file};
 use crate::ids::Timeline;
 use crate::installation::Installation;
 use crate::page_store::{ManifestHead, ManifestKind, RecoveryTarget};
@@ -108,13 +107,6 @@ pub(crate) struct Rewound {
     pub(crate) checkpoint: Lsn,
     /// The timeline that the branch writes.
     pub(crate) timeline: Timeline,
-}
-
-fn write_control_file(data: &Path, control: &ControlFile) -> Result<()> {
-    use std::os::unix::fs::FileExt;
-    let path = data.join(control_file::PATH);
-    let file = std::fs::OpenOptions::new().write(true).open(&path).map_err(CoreError::io("open", &path))?;
-    file.write_all_at(control.bytes(), 0).map_err(CoreError::io("write", &path))
 }
 
 /// Works on the mount, which is served through this runtime: never on one of its own threads.

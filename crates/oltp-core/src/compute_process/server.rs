@@ -28,18 +28,13 @@ use tokio_postgres::{Client, NoTls};
 
 use super::directory::ComputeDirectory;
 use crate::installation::Installation;
+pub(crate) use crate::project::SUPERUSER;
 use crate::reachable_directory::ReachableDirectory;
 use crate::server_command::{assignment, last_lines, server_command};
 use crate::{CoreError, Result};
 
-/// The core's own role in every project.
-pub const SUPERUSER: &str = "tidewater";
-
 /// Names the socket and nothing else: every compute has a socket directory of its own.
 pub(crate) const PORT: u16 = 5432;
-
-/// What the compute process calls its physical replication session, and the only standby that commits wait for.
-pub(crate) const KEEPER_STANDBY: &str = "tidewater_keeper";
 
 /// On every command line, in each way of starting.
 const FIXED: &[(&str, &str)] = &[
@@ -226,14 +221,30 @@ impl Server {
             .map_err(CoreError::statement(&self.project, "let the core's own role in"))
     }
 
+    /// Whether a role gets in with a password. Any refusal but that of the password (no slot free, logins off)
+    /// says nothing against it.
+    pub(crate) async fn takes_password(&self, database: &str, role: &str, password: &SecretString) -> bool {
+        let attempt = self.try_connect_as(database, role, password).await;
+        !matches!(attempt, Err(error) if error.code() == Some(&SqlState::INVALID_PASSWORD))
+    }
+
     async fn try_connect(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
+        self.try_connect_as(database, SUPERUSER, &self.password).await
+    }
+
+    async fn try_connect_as(
+        &self,
+        database: &str,
+        role: &str,
+        password: &SecretString,
+    ) -> Result<Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config
             .host_path(&self.socket_directory)
             .port(PORT)
             .dbname(database)
-            .user(SUPERUSER)
-            .password(self.password.expose_secret())
+            .user(role)
+            .password(password.expose_secret())
             .application_name("tidewater")
             // Whatever the database's owner set for everybody is not meant for these sessions.
             .options("-c statement_timeout=0 -c idle_session_timeout=0 -c default_transaction_read_only=off")
@@ -385,6 +396,7 @@ pub(crate) fn log_tail(path: &Path, start: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal_keeper::STANDBY_NAME;
 
     #[test]
     fn a_large_log_makes_room_for_the_next() {
@@ -402,7 +414,7 @@ mod tests {
             FIXED.iter().chain(SERVING).find(|(name, _)| *name == wanted).map(|(_, value)| *value)
         };
         assert_eq!(value("synchronous_standby_names"), Some("FIRST 1 (tidewater_keeper)"));
-        assert!(value("synchronous_standby_names").is_some_and(|names| names.contains(KEEPER_STANDBY)));
+        assert!(value("synchronous_standby_names").is_some_and(|names| names.contains(STANDBY_NAME)));
         for name in ["fsync", "full_page_writes", "restart_after_crash"] {
             assert_eq!(value(name), Some("off"), "{name}");
         }

@@ -4,6 +4,8 @@
 //! majority has that, the store has the WAL, and only then the last manifest says that no recovery is
 //! needed. Whatever fails on the way leaves the state of the last cut plus the keepers' WAL, as any crash.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,14 +17,20 @@ use super::control::{Answer, Question, Request, State, Status};
 use super::cutting::{Cutter, Moment, Order, Publisher};
 use super::server::Server;
 use super::{End, rewinding};
-use crate::compute_process::wal_floor::read_control_file;
-use crate::ids::{ManifestNumber, ProjectName, Timeline};
+use super::wal_floor::{read_control_file, wal_floor};
+use crate::ids::{BranchId, ManifestNumber, ProjectName, Term, Timeline};
 use crate::page_fs::{CaptureKind, Mounted};
-use crate::wal_keeper::Streaming;
+use crate::wal_keeper::{StreamEnd, Streaming};
 use crate::{CoreError, Result};
 
 /// For the keepers and the store to take the last of the WAL; both have it within a second when they are well.
 const DRAIN_LIMIT: Duration = Duration::from_secs(300);
+
+/// How often the status is brought up to date.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A commit waits for a disk and a network; only longer is worth a word.
+const WAITING_IS_NOTICED: Duration = Duration::from_secs(2);
 
 /// Orders to the cutting task that wait.
 const ORDERS: usize = 16;
@@ -30,6 +38,7 @@ const ORDERS: usize = 16;
 /// A compute that takes sessions.
 pub(crate) struct Started {
     pub(crate) project: ProjectName,
+    pub(crate) branch: BranchId,
     pub(crate) server: Server,
     pub(crate) streaming: Streaming,
     pub(crate) cutter: Cutter,
@@ -42,25 +51,30 @@ pub(crate) async fn serve(
     board: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<End> {
-    let Started { project, server, streaming, cutter } = started;
+    let Started { project, branch, server, streaming, cutter } = started;
+    let streaming = Arc::new(streaming);
+    board.send_modify(|status| status.state = State::Running);
     let (orders, received) = mpsc::channel(ORDERS);
     let (data, timeline) = (cutter.data.clone(), cutter.timeline);
     let mut cutting = tokio::spawn(cutter.run(received));
     let mut asked = None;
+    let mut ended = streaming.ended();
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
     loop {
         tokio::select! {
             end = server.wait_exit() => {
                 cutting.abort();
                 return Err(CoreError::PostgresEnded { project: project.to_string(), end, tail: server.last_words() });
             }
-            end = streaming.ended() => {
+            end = stream_end(&mut ended) => {
                 cutting.abort();
-                return Err(end);
+                return Err(lost(&project, branch, streaming.term(), end));
             }
             ended = &mut cutting => {
-                // Without orders having ended it can only have failed.
-                return Err(joined(ended).err().unwrap_or(CoreError::KeepersGone));
+                // Without its orders having ended it can only have failed.
+                return Err(joined(ended).err().unwrap_or(CoreError::ComputeEnding));
             }
+            _ = ticks.tick() => show(&board, &streaming),
             () = shutdown.cancelled() => break,
             request = requests.recv() => match request {
                 None => break,
@@ -68,13 +82,16 @@ pub(crate) async fn serve(
                     asked = Some(way_back);
                     break;
                 }
-                Some((question, way_back)) => answer(question, way_back, &board, &orders, &streaming),
+                Some((question, way_back)) => {
+                    show(&board, &streaming);
+                    answer(question, way_back, &board, &orders, Arc::clone(&streaming));
+                }
             },
         }
     }
     board.send_modify(|status| status.state = State::Suspending);
     drop(orders);
-    let outcome = suspend(&project, server, streaming, cutting, &data, timeline).await;
+    let outcome = suspend(&project, branch, server, &streaming, cutting, &data, timeline).await;
     match (asked, outcome) {
         (Some(way_back), Ok(manifest)) => {
             // Who asked may have left.
@@ -85,21 +102,47 @@ pub(crate) async fn serve(
     }
 }
 
+/// What the keepers say, for whoever asks.
+fn show(board: &watch::Sender<Status>, streaming: &Streaming) {
+    let stream = streaming.status();
+    board.send_modify(|status| {
+        status.majority = stream.majority;
+        status.archived = stream.archived;
+        status.commits_wait = stream.waiting_for(WAITING_IS_NOTICED);
+        if let Some(trouble) = &stream.archive_trouble {
+            status.store_trouble = Some(format!("no WAL is archived since {}: {}", trouble.since, trouble.problem));
+        }
+    });
+}
+
+async fn stream_end(ended: &mut watch::Receiver<Option<StreamEnd>>) -> Option<StreamEnd> {
+    ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone())
+}
+
+fn lost(project: &ProjectName, branch: BranchId, term: Term, end: Option<StreamEnd>) -> CoreError {
+    let problem = match end {
+        Some(StreamEnd::Fenced { by }) => return CoreError::Fenced { branch, term, by },
+        Some(StreamEnd::PostgresLost { problem } | StreamEnd::Failed { problem }) => problem,
+        Some(StreamEnd::ServerStopped) => "somebody has stopped Postgres".to_owned(),
+        None => "its task is gone".to_owned(),
+    };
+    CoreError::StreamLost { project: project.to_string(), problem }
+}
+
 /// Answers in a task of its own: no question holds up another, or the watch over Postgres.
 fn answer(
     question: Question,
     way_back: oneshot::Sender<Result<Answer>>,
     board: &watch::Sender<Status>,
     orders: &mpsc::Sender<Order>,
-    streaming: &Streaming,
+    streaming: Arc<Streaming>,
 ) {
     let status = board.borrow().clone();
     let orders = orders.clone();
-    let settled = streaming.settle();
     tokio::spawn(async move {
         let answer = match question {
             Question::Status | Question::Ready | Question::Suspend => Ok(Answer::Status(Box::new(status))),
-            Question::Settle => settled.await.map(|lsn| Answer::Settled { lsn }),
+            Question::Settle => settle(&orders, &streaming).await.map(|lsn| Answer::Settled { lsn }),
             Question::Cut => cut(&orders).await.map(|manifest| Answer::Published { manifest }),
         };
         // Who asked may have left.
@@ -107,10 +150,24 @@ fn answer(
     });
 }
 
+/// Everything that was flushed when this was asked is in the store when it is answered.
+async fn settle(orders: &mpsc::Sender<Order>, streaming: &Streaming) -> Result<Lsn> {
+    let (way_back, answer) = oneshot::channel();
+    orders.send(Order::FlushPosition(way_back)).await.map_err(|_| CoreError::ComputeEnding)?;
+    let flushed = answer.await.map_err(|_| CoreError::ComputeEnding)??;
+    let mut majority = streaming.majority();
+    if majority.wait_for(|majority| *majority >= flushed).await.is_err() {
+        return Err(CoreError::ComputeEnding);
+    }
+    drop(majority);
+    streaming.archive_all().await;
+    Ok(*streaming.archived().borrow())
+}
+
 async fn cut(orders: &mpsc::Sender<Order>) -> Result<ManifestNumber> {
     let (way_back, answer) = oneshot::channel();
-    orders.send(Order::Cut(way_back)).await.map_err(|_| CoreError::KeepersGone)?;
-    answer.await.map_err(|_| CoreError::KeepersGone)?
+    orders.send(Order::Cut(way_back)).await.map_err(|_| CoreError::ComputeEnding)?;
+    answer.await.map_err(|_| CoreError::ComputeEnding)?
 }
 
 fn joined<T>(ended: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
@@ -119,28 +176,38 @@ fn joined<T>(ended: std::result::Result<Result<T>, tokio::task::JoinError>) -> R
 
 async fn suspend(
     project: &ProjectName,
+    branch: BranchId,
     server: Server,
-    streaming: Streaming,
+    streaming: &Streaming,
     cutting: JoinHandle<Result<(Mounted, Publisher)>>,
-    data: &std::path::Path,
+    data: &Path,
     timeline: Timeline,
 ) -> Result<ManifestNumber> {
-    let (mut mounted, mut publisher) = joined(cutting.await)?;
+    let (mounted, mut publisher) = joined(cutting.await)?;
     server.stop().await?;
     let control = rewinding::on_mount(data, read_control_file).await?;
     if !control.is_shut_down() {
         let end = "it did not shut down in order".to_owned();
         return Err(CoreError::PostgresEnded { project: project.to_string(), end, tail: server.last_words() });
     }
-    let end = tokio::time::timeout(DRAIN_LIMIT, streaming.drain())
+    let mut ended = streaming.ended();
+    let drained = async {
+        let end = stream_end(&mut ended).await;
+        if end == Some(StreamEnd::ServerStopped) {
+            streaming.archive_all().await;
+            Ok(*streaming.recoverable().borrow())
+        } else {
+            Err(lost(project, branch, streaming.term(), end))
+        }
+    };
+    let end = tokio::time::timeout(DRAIN_LIMIT, drained)
         .await
         .map_err(|_| CoreError::DrainTimedOut { project: project.to_string(), limit: DRAIN_LIMIT })??;
     if end <= control.checkpoint() {
-        return Err(CoreError::WalMissing { project: project.to_string(), have: end, need: control.checkpoint() });
+        return Err(CoreError::PagesAheadOfWal { project: project.to_string(), have: end, need: control.checkpoint() });
     }
-    let floor = super::cutting::floor_of(data.to_owned()).await?;
-    let cut = mounted.cut()?;
-    let captured = mounted.capture_clean(cut).await?;
+    let floor = rewinding::on_mount(data, wal_floor).await?;
+    let captured = mounted.capture_clean(mounted.cut()?).await?;
     let moment = Moment { kind: CaptureKind::CleanShutdown, timeline, wal_floor: floor, min_recovery: end };
     let manifest = publisher.publish(captured, moment).await?;
     mounted.unmount_clean(publisher.latest()).await?;

@@ -7,6 +7,7 @@
 //! slot.
 
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use wal_decoder::Lsn;
@@ -49,6 +50,16 @@ pub(crate) fn read_control_file(data: &Path) -> Result<ControlFile> {
     let path = data.join(control_file::PATH);
     let bytes = std::fs::read(&path).map_err(CoreError::io("read", &path))?;
     ControlFile::parse(bytes)
+}
+
+/// Puts a control file in place of the one in `data`, whose server does not run.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn write_control_file(data: &Path, control: &ControlFile) -> Result<()> {
+    let path = data.join(control_file::PATH);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).map_err(CoreError::io("open", &path))?;
+    file.write_all_at(control.bytes(), 0).map_err(CoreError::io("write", &path))
 }
 
 /// The restart position in a slot's file; nothing for a slot that is just being made or dropped, and

@@ -15,9 +15,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -27,16 +25,13 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
-use crate::compute_process::{Answer, Question, Status, ask, control_socket, log_tail};
+use crate::compute_process::{Answer, Question, Status, ask, control_socket, log_tail, open_log};
 use crate::ids::{BranchId, ManifestNumber, ProjectName};
 use crate::{CoreError, Result, private_file};
 
 /// From its start to its socket a process only claims its directory and ends an orphan.
 const SOCKET_LIMIT: Duration = Duration::from_secs(60);
 const SOCKET_RETRY: Duration = Duration::from_millis(3);
-
-/// A log larger than this makes room at the next start; one older log is kept.
-const LOG_LIMIT: u64 = 16 << 20;
 
 /// More running branches on one machine than its memory could hold.
 const LISTED: usize = 10_000;
@@ -166,7 +161,8 @@ impl Computes {
     fn spawn(&self, project: &ProjectName, branch: BranchId, directory: &Path) -> Result<Attempt> {
         private_file::create_directory(directory, 0o711)?;
         let log = directory.join("compute.log");
-        let (file, start) = open_log(&log)?;
+        let file = open_log(&log)?;
+        let start = file.metadata().map_err(CoreError::io("look at", &log))?.len();
         let errors = file.try_clone().map_err(CoreError::io("open", &log))?;
         let mut words = self.options.command.iter();
         let mut command = Command::new(words.next().cloned().unwrap_or_default());
@@ -202,20 +198,6 @@ impl Attempt {
             log: self.log.clone(),
         }
     }
-}
-
-fn open_log(path: &Path) -> Result<(File, u64)> {
-    if path.metadata().is_ok_and(|metadata| metadata.len() > LOG_LIMIT) {
-        std::fs::rename(path, path.with_extension("log.1")).map_err(CoreError::io("put aside", path))?;
-    }
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(CoreError::io("open", path))?;
-    let length = file.metadata().map_err(CoreError::io("look at", path))?.len();
-    Ok((file, length))
 }
 
 /// The folders in a folder; none when it is not there.

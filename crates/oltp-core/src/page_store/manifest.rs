@@ -328,15 +328,15 @@ fn shown(path: &str) -> String {
 }
 
 /// LSNs as Postgres prints them.
-mod lsn_text {
+pub(crate) mod lsn_text {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
     use wal_decoder::Lsn;
 
-    pub(super) fn serialize<S: Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(lsn)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lsn, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lsn, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }

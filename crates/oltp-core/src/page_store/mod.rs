@@ -39,6 +39,7 @@ use publishing::HeadCache;
 
 pub use layer_format::WINDOW_BLOCKS;
 pub use layer_writer::LayerWriter;
+pub(crate) use manifest::lsn_text;
 pub use manifest::{
     BranchState, DirectoryEntry, FileEntry, LayerRef, Manifest, ManifestBody, ManifestHead, ManifestKind,
     ParentPoint, RecoveryTarget, SymlinkEntry, Truncation, WalSpan,
