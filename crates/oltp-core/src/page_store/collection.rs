@@ -108,6 +108,9 @@ impl PageStore {
             let paths =
                 expired.iter().map(|number| object_names::manifest(project, branch, *number)).collect();
             collection.manifests += self.delete_all(paths).await?;
+            if expired.len() == heads.len() {
+                self.storage.forget_empty_folder(&object_names::branch(project, branch)).await?;
+            }
         }
 
         let mut marks = Marks::default();

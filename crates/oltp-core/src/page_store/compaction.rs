@@ -136,7 +136,7 @@ fn is_all_alive(view: &ManifestView, layer: &LayerRef, sequence: LayerSequence) 
     // A wide range of file numbers is looked at file by file; beyond this it is as well to merge.
     const FILES_LIMIT: u64 = 4096;
     let files = layer.first.file.0..=layer.last.file.0;
-    layer.last.file.0 - layer.first.file.0 < FILES_LIMIT
+    layer.last.file.0.saturating_sub(layer.first.file.0) < FILES_LIMIT
         && files.into_iter().all(|id| {
             view.file(FileId(id)).is_some_and(|file| {
                 file.truncations.iter().all(|cut| cut.sequence <= layer.sequence || cut.sequence > sequence)

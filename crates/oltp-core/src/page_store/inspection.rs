@@ -14,16 +14,13 @@ use object_store::ObjectMeta;
 use serde::Serialize;
 
 use super::PageStore;
-use super::layer_format::LayerObject;
+use super::layer_format::{self, LayerObject};
 use super::manifest::{BranchState, LayerRef, Manifest};
 use super::manifest_view::strata;
 use super::object_names::{self, WalChunkName};
 use super::page::RelationFile;
 use crate::ids::{BranchId, BranchName, FileId, LayerId, ManifestNumber, ProjectName};
 use crate::{CoreError, Result, Timestamp};
-
-/// No layer is larger, even one whose pages do not compress.
-const LAYER_LIMIT: u64 = 256 << 20;
 
 /// What is in a storage, and what is wrong with it.
 #[derive(Debug, Clone, Serialize)]
@@ -225,14 +222,16 @@ impl PageStore {
             if reference.is_none() {
                 report.unreferenced_layers.add(object.size);
             }
-            if let Some(Some(bytes)) = report.note(self.storage.get(&object.location, LAYER_LIMIT).await)? {
+            if let Some(Some(bytes)) =
+                report.note(self.storage.get(&object.location, layer_format::OBJECT_LIMIT).await)?
+            {
                 report.check_layer(&self.storage.name_of(&object.location), &bytes, reference, references);
             }
         }
         for reference in references.layers.values().filter(|reference| !present.contains_key(&reference.id)) {
             // A template's, or one that is gone.
             let path = object_names::layer(reference);
-            match self.storage.get(&path, LAYER_LIMIT).await {
+            match self.storage.get(&path, layer_format::OBJECT_LIMIT).await {
                 Ok(None) => report
                     .defect(self.storage.name_of(&path), "a manifest names it, and it is missing".to_owned()),
                 Ok(Some(bytes)) => {

@@ -72,7 +72,7 @@ impl LayerWriter {
             return Err(CoreError::PageOutOfOrder { key, after });
         }
         // A run is never split, so no two layers of one sequence have pages of one window.
-        if self.builder.size() >= self.layer_bytes && self.builder.starts_a_run(key) {
+        if self.builder.is_full(self.layer_bytes) && self.builder.starts_a_run(key) {
             self.upload().await?;
         }
         self.last = Some(key);

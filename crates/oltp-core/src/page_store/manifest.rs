@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 use wal_decoder::Lsn;
 
+use super::layer_format;
 use super::page::PAGE_BYTES;
 use crate::Timestamp;
 use crate::ids::{
@@ -303,6 +304,7 @@ impl Manifest {
             if layer.sequence >= self.body.next_layer_sequence
                 || layer.first > layer.last
                 || layer.index_offset > layer.bytes
+                || layer.bytes > layer_format::OBJECT_LIMIT
                 || layer.pages == 0
             {
                 return Some(format!("what it says of layer {} cannot be", layer.id));
@@ -313,6 +315,17 @@ impl Manifest {
             _ => None,
         });
         overlap.map(|id| format!("layer {id} overlaps another one of its sequence"))
+    }
+}
+
+impl ManifestBody {
+    /// Leaves nothing that could be started, as befits a deleted branch.
+    pub(super) fn clear(&mut self) {
+        self.wal.clear();
+        self.directories.clear();
+        self.files.clear();
+        self.symlinks.clear();
+        self.layers.clear();
     }
 }
 
@@ -328,15 +341,15 @@ fn shown(path: &str) -> String {
 }
 
 /// LSNs as Postgres prints them.
-mod lsn_text {
+pub(crate) mod lsn_text {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
     use wal_decoder::Lsn;
 
-    pub(super) fn serialize<S: Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(lsn)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lsn, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lsn, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }

@@ -28,6 +28,7 @@ mod layer_format;
 mod layer_merge;
 mod layer_writer;
 mod manifest;
+mod manifest_cache;
 mod manifest_format;
 mod manifest_view;
 mod object_names;
@@ -42,13 +43,14 @@ use std::time::Duration;
 
 use crate::storage::Storage;
 use index_cache::IndexCache;
-use publishing::{HeadCache, NamedLayers};
+use manifest_cache::{HeadCache, NamedLayers};
 
 pub use collection::Collection;
 pub use compaction::Compaction;
 pub use inspection::{BranchInspection, Defect, Inspection, ObjectCount, ProjectInspection};
 pub use layer_format::{LayerDefect, LayerObject, WINDOW_BLOCKS};
 pub use layer_writer::LayerWriter;
+pub(crate) use manifest::lsn_text;
 pub use manifest::{
     BranchState, DirectoryEntry, FileEntry, LayerRef, Manifest, ManifestBody, ManifestHead, ManifestKind,
     ParentPoint, RecoveryTarget, SymlinkEntry, Truncation, WalSpan,

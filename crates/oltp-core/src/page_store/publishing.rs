@@ -8,8 +8,7 @@
 //!   branch is far beyond, or gone. So the numbers around it are listed *after* the put. Retention leaves
 //!   alone what was superseded less than [`GRACE`] ago, so only a late put can be such a one, and is taken back.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,65 +16,20 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
 use super::manifest::{BranchState, LayerRef, Manifest, ManifestHead};
+use super::manifest_cache::Named;
 use super::manifest_format::{self, ManifestDefect};
 use super::{GRACE, PageStore, object_names};
-use crate::ids::{BranchId, LayerId, ManifestNumber, ManifestUid, ProjectName, Term};
+use crate::ids::{BranchId, ManifestNumber, ManifestUid, ProjectName, Term};
 use crate::storage::Put;
 use crate::{CoreError, Result, Timestamp};
 
 /// Enough to hide a store's latency, few enough to leave it to others.
 pub(super) const CONCURRENT_READS: usize = 16;
-/// Heads in memory; at some 600 bytes each.
-const HEADS_LIMIT: usize = 20_000;
-/// Branches whose layers are remembered.
-const NAMED_BRANCHES: usize = 64;
 /// A put that comes later than this after the manifest was made may fill a number that retention freed.
 const LATE: Duration = Duration::from_secs(600);
 
 /// Rounds that a compute may lose against the last manifests of its predecessor.
 const TAKE_OVER_ROUNDS: usize = 8;
-
-/// The layers that the last manifest of each branch named that was published or looked at here.
-#[derive(Debug, Default)]
-pub(super) struct NamedLayers {
-    by_branch: Mutex<HashMap<BranchId, Named>>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Named(Arc<HashSet<LayerId>>);
-
-impl Named {
-    fn contains(&self, layer: LayerId) -> bool {
-        self.0.contains(&layer)
-    }
-}
-
-impl NamedLayers {
-    fn of(&self, branch: BranchId) -> Named {
-        self.by_branch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&branch)
-            .cloned()
-            .unwrap_or_default()
-    }
-
-    fn remember(&self, manifest: &Manifest) {
-        let layers = manifest.body.layers.iter().map(|layer| layer.id).collect();
-        let mut by_branch = self.by_branch.lock().unwrap_or_else(PoisonError::into_inner);
-        // A process publishes for a few branches; one that makes thousands needs none of this.
-        if by_branch.len() >= NAMED_BRANCHES {
-            by_branch.clear();
-        }
-        by_branch.insert(manifest.head.branch, Named(Arc::new(layers)));
-    }
-}
-
-/// Heads of manifests, which never change.
-#[derive(Debug, Default)]
-pub(super) struct HeadCache {
-    heads: Mutex<HashMap<(BranchId, ManifestNumber), Arc<ManifestHead>>>,
-}
 
 impl PageStore {
     /// Publishes the next manifest of a branch. When this returns, the manifest survives a power cut, and
@@ -147,7 +101,7 @@ impl PageStore {
         Err(CoreError::AlreadyPublished { branch, number: ManifestNumber::default() })
     }
 
-    async fn put_manifest(&self, manifest: &Arc<Manifest>) -> Result<()> {
+    pub(super) async fn put_manifest(&self, manifest: &Arc<Manifest>) -> Result<()> {
         let head = &manifest.head;
         let encoded = Arc::clone(manifest);
         // Some hundred milliseconds for 100,000 files: not on a thread that others wait for.
@@ -346,22 +300,5 @@ fn refusal(ours: &ManifestHead, there: &ManifestHead) -> CoreError {
         CoreError::Fenced { branch: ours.branch, term: ours.term, by: there.term }
     } else {
         CoreError::AlreadyPublished { branch: ours.branch, number: there.number }
-    }
-}
-
-impl HeadCache {
-    fn get(&self, branch: BranchId, number: ManifestNumber) -> Option<Arc<ManifestHead>> {
-        self.heads.lock().unwrap_or_else(PoisonError::into_inner).get(&(branch, number)).cloned()
-    }
-
-    fn insert(&self, head: ManifestHead) -> Arc<ManifestHead> {
-        let head = Arc::new(head);
-        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        // Rare enough that starting over is cheaper than keeping an order.
-        if heads.len() >= HEADS_LIMIT {
-            heads.clear();
-        }
-        heads.insert((head.branch, head.number), Arc::clone(&head));
-        head
     }
 }

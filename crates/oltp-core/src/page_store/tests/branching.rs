@@ -189,3 +189,21 @@ async fn a_project_is_made_once() {
     assert_eq!(store.project(&shop()).await.unwrap(), Some(record));
     assert_eq!(store.projects().await.unwrap(), [shop()]);
 }
+
+#[tokio::test]
+async fn a_renamed_branch_leaves_its_name_to_another_at_once() {
+    let store = in_memory();
+    let main = with_main(&store).await;
+    store.rename_branch(&shop(), main.head.branch, &name("before")).await.unwrap();
+    assert_eq!(store.find_branch(&shop(), &name("main")).await.unwrap(), None);
+    let renamed = store.find_branch(&shop(), &name("before")).await.unwrap().unwrap();
+    assert_eq!(renamed.branch, main.head.branch);
+    let restored = Arc::new(branch_of(&main, "main"));
+    store.create_branch(&restored, Some(&main.head)).await.unwrap();
+    let found = store.find_branch(&shop(), &name("main")).await.unwrap().unwrap();
+    assert_eq!(found.branch, restored.head.branch);
+    let error = store.rename_branch(&shop(), main.head.branch, &name("main")).await.unwrap_err();
+    assert!(matches!(error, CoreError::BranchExists { .. }), "{error}");
+    store.rename_branch(&shop(), main.head.branch, &name("before")).await.unwrap();
+    assert_eq!(store.branches(&shop()).await.unwrap().len(), 2);
+}
