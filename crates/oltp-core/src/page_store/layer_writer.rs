@@ -72,7 +72,7 @@ impl LayerWriter {
             return Err(CoreError::PageOutOfOrder { key, after });
         }
         // A run is never split, so no two layers of one sequence have pages of one window.
-        if self.builder.size() >= self.layer_bytes && self.builder.starts_a_run(key) {
+        if self.builder.is_full(self.layer_bytes) && self.builder.starts_a_run(key) {
             self.upload().await?;
         }
         self.last = Some(key);
@@ -89,6 +89,11 @@ impl LayerWriter {
         while self.take_one_upload().await? {}
         self.written.sort_by_key(|layer| layer.first);
         Ok(self.written)
+    }
+
+    /// Whatever comes next goes into another layer.
+    pub(super) async fn start_new_layer(&mut self) -> Result<()> {
+        self.upload().await
     }
 
     async fn upload(&mut self) -> Result<()> {

@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 use wal_decoder::Lsn;
 
+use super::layer_format;
 use super::page::PAGE_BYTES;
 use crate::Timestamp;
 use crate::ids::{
@@ -122,7 +123,7 @@ pub enum RecoveryTarget {
 }
 
 /// A stretch of WAL that a start from the manifest may need, and whose it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WalSpan {
     /// The project that archived it.
     pub project: ProjectName,
@@ -303,6 +304,7 @@ impl Manifest {
             if layer.sequence >= self.body.next_layer_sequence
                 || layer.first > layer.last
                 || layer.index_offset > layer.bytes
+                || layer.bytes > layer_format::OBJECT_LIMIT
                 || layer.pages == 0
             {
                 return Some(format!("what it says of layer {} cannot be", layer.id));
@@ -313,6 +315,17 @@ impl Manifest {
             _ => None,
         });
         overlap.map(|id| format!("layer {id} overlaps another one of its sequence"))
+    }
+}
+
+impl ManifestBody {
+    /// Leaves nothing that could be started, as befits a deleted branch.
+    pub(super) fn clear(&mut self) {
+        self.wal.clear();
+        self.directories.clear();
+        self.files.clear();
+        self.symlinks.clear();
+        self.layers.clear();
     }
 }
 
