@@ -22,7 +22,7 @@ use super::frozen::FrozenFile;
 use super::gate::Closed;
 use super::page_cache::PAGE;
 use super::tree::{Change, Ino, Kind, Tree};
-use crate::ids::{FileId, LayerSequence, PageKey, ProjectName, Term};
+use crate::ids::{FileId, LayerId, LayerSequence, PageKey, ProjectName, Term};
 use crate::page_store::{
     DirectoryEntry, FileEntry, LayerRef, Manifest, ManifestBody, ManifestView, Page, SymlinkEntry, Truncation,
 };
@@ -87,7 +87,7 @@ impl Mirror {
     }
 
     /// Layers were merged: the next manifests name `merged` in place of the layers of these ids.
-    pub(super) fn replace_layers(&mut self, gone: &HashSet<uuid::Uuid>, merged: Vec<LayerRef>) -> Arc<ManifestView> {
+    pub(super) fn replace_layers(&mut self, gone: &HashSet<LayerId>, merged: Vec<LayerRef>) -> Arc<ManifestView> {
         let mut manifest = Manifest::clone(&self.manifest);
         manifest.body.layers.retain(|layer| !gone.contains(&layer.id));
         manifest.body.layers.extend(merged);
@@ -164,6 +164,7 @@ pub(super) async fn capture(
     for file in taken.closed.touched.drain(..) {
         file.settle(&directory.cache, &directory.gate);
     }
+    directory.weigh();
     fetcher.settled();
     Ok(Captured { body, pg_control, pages })
 }
@@ -176,6 +177,9 @@ fn choose(mirror: &Mirror, taken: &mut Taken, kind: CaptureKind) -> Vec<Outgoing
         CaptureKind::Running => unlogged_relations(&mirror.tree),
         CaptureKind::CleanShutdown => BTreeSet::new(),
     };
+    if kind == CaptureKind::CleanShutdown {
+        taken.closed.touched.extend(directory.files().into_iter().filter(|file| file.join_cut()));
+    }
     let mut outgoing = Vec::new();
     taken.closed.touched.sort_by_key(|file| file.id);
     taken.closed.touched.retain(|file| {

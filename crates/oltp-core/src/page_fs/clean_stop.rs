@@ -33,10 +33,10 @@ const ENTRY: usize = 12;
 pub(super) type Slots = Vec<Option<PageKey>>;
 
 /// Writes the record. The cache file has been flushed before.
-pub(super) fn write(path: &Path, head: &ManifestHead, slots: &Slots) -> Result<()> {
+pub(super) fn write(path: &Path, head: &ManifestHead, slots: &[Option<PageKey>]) -> Result<()> {
     let mut bytes = Vec::with_capacity(HEAD + slots.len() * ENTRY + 4);
     bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(head.uid.as_bytes());
+    bytes.extend_from_slice(head.uid.0.as_bytes());
     bytes.extend_from_slice(&head.term.0.to_le_bytes());
     bytes.extend_from_slice(&(slots.len() as u64).to_le_bytes());
     for slot in slots {
@@ -72,7 +72,7 @@ fn decode(bytes: &[u8], head: &ManifestHead) -> Option<Slots> {
     let (uid, rest) = rest.split_first_chunk::<16>()?;
     let (term, rest) = rest.split_first_chunk::<8>()?;
     let (count, rest) = rest.split_first_chunk::<8>()?;
-    let ours = magic == MAGIC && uid == head.uid.as_bytes() && u64::from_le_bytes(*term) == head.term.0;
+    let ours = magic == MAGIC && uid == head.uid.0.as_bytes() && u64::from_le_bytes(*term) == head.term.0;
     if !ours || rest.len() as u64 != u64::from_le_bytes(*count).checked_mul(ENTRY as u64)? {
         return None;
     }
@@ -87,4 +87,39 @@ fn decode(bytes: &[u8], head: &ManifestHead) -> Option<Slots> {
     let mut seen = HashMap::with_capacity(slots.len());
     let unique = slots.iter().flatten().all(|key| seen.insert(*key, ()).is_none());
     unique.then_some(slots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(head: &ManifestHead) -> (Vec<u8>, Slots) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clean_stop");
+        let slots = vec![Some(PageKey { file: FileId(7), block: 3 }), None, Some(PageKey { file: FileId(7), block: 0 })];
+        write(&path, head, &slots).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(take(&path, head).unwrap(), Some(slots.clone()));
+        assert_eq!(take(&path, head).unwrap(), None, "it is there once");
+        (bytes, slots)
+    }
+
+    #[test]
+    fn a_record_is_believed_whole_and_of_its_own_manifest_or_not_at_all() {
+        let head = super::super::tests::some_manifest().head;
+        let (bytes, slots) = encoded(&head);
+        assert_eq!(decode(&bytes, &head), Some(slots));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x20;
+            assert_eq!(decode(&damaged, &head), None, "byte {at}");
+            assert_eq!(decode(&bytes[..at], &head), None, "cut at {at}");
+        }
+        let mut other = head.clone();
+        other.term = other.term.next();
+        assert_eq!(decode(&bytes, &other), None, "another term");
+        let mut other = head;
+        other.uid = crate::ids::ManifestUid::random();
+        assert_eq!(decode(&bytes, &other), None, "another manifest");
+    }
 }

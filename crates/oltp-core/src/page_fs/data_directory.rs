@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use parking_lot::RwLock;
 use rustix::io::Errno;
+use tokio::sync::watch;
 
 use super::file::{File, Stop};
 use super::file_role::{self, FileRole};
@@ -35,6 +36,8 @@ pub(super) struct DataDirectory {
     pub(super) mounted_at: SystemTime,
     /// The local disk failed: what the cache holds cannot be believed any more.
     failed: AtomicBool,
+    /// Dirty pages take most of the cache.
+    pressure: watch::Sender<bool>,
 }
 
 /// What the kernel wants to know of a node.
@@ -75,6 +78,7 @@ impl DataDirectory {
             next_id: AtomicU64::new(next_id.0),
             mounted_at: SystemTime::now(),
             failed: AtomicBool::new(false),
+            pressure: watch::Sender::new(false),
         }
     }
 
@@ -89,6 +93,11 @@ impl DataDirectory {
 
     pub(super) fn file(&self, ino: Ino) -> Result<Arc<File>, Errno> {
         self.files.read().get(&ino).cloned().ok_or(Errno::NOENT)
+    }
+
+    /// Every file there is, in no order.
+    pub(super) fn files(&self) -> Vec<Arc<File>> {
+        self.files.read().values().cloned().collect()
     }
 
     /// The local disk refused something: nothing that is in the cache may be captured from now on.
@@ -301,7 +310,18 @@ impl DataDirectory {
         self.make_room(bytes.len().div_ceil(PAGE_BYTES as usize) + 1);
         let passage = self.gate.pass();
         let done = file.write_at(&passage, &self.cache, offset, bytes);
+        self.weigh();
         self.watch(done)
+    }
+
+    /// Tells whoever makes the cuts when one is due because of the dirty pages.
+    pub(super) fn weigh(&self) {
+        let high = self.gate.dirty_pages() * 2 > u64::from(self.cache.limit());
+        self.pressure.send_if_modified(|now| std::mem::replace(now, high) != high);
+    }
+
+    pub(super) fn pressure(&self) -> watch::Receiver<bool> {
+        self.pressure.subscribe()
     }
 
     pub(super) fn truncate(&self, file: &Arc<File>, size: u64) -> Result<(), Stop> {

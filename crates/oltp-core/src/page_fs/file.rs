@@ -70,6 +70,8 @@ pub(super) struct Changes {
     pub(super) epoch: Epoch,
     /// The file is on the epoch's list of touched files.
     pub(super) touched: bool,
+    /// A capture left them out; a clean stop takes them.
+    pub(super) withheld: bool,
     pub(super) dirty: RoaringBitmap,
     /// The fewest blocks the file was truncated to.
     pub(super) truncated_to: Option<u32>,
@@ -131,6 +133,7 @@ impl File {
                 changes: Changes {
                     epoch: Epoch(0),
                     touched: false,
+                    withheld: false,
                     dirty: RoaringBitmap::new(),
                     truncated_to: None,
                 },
@@ -346,6 +349,30 @@ impl File {
             cache.release(slot);
         }
         evictable
+    }
+
+    /// Takes over a page that lies in `slot` since a clean stop.
+    pub(super) fn adopt(&self, block: u32, slot: Slot) -> bool {
+        let mut state = self.state.write();
+        let wanted = block < state.stored_blocks && state.pages.get(block).is_none();
+        if wanted {
+            state.pages.set(block, slot);
+        }
+        wanted
+    }
+
+    /// The pages here that the store has as well.
+    pub(super) fn clean_pages(&self) -> Vec<(u32, Slot)> {
+        let state = self.state.read();
+        let dirty = |block| {
+            state.changes.dirty.contains(block)
+                || state.frozen.as_ref().is_some_and(|frozen| frozen.blocks.contains(block))
+        };
+        state
+            .pages
+            .cached()
+            .filter(|(block, _)| *block < state.stored_blocks && !state.unlinked && !dirty(*block))
+            .collect()
     }
 
     /// Frees everything once neither a name nor the kernel refers to the file.

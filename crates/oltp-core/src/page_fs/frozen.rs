@@ -52,7 +52,8 @@ impl FileState {
     pub(super) fn freeze(&mut self) {
         debug_assert!(self.frozen.is_none(), "one cut at a time");
         let epoch = self.changes.epoch;
-        let empty = Changes { epoch, touched: false, dirty: RoaringBitmap::new(), truncated_to: None };
+        let dirty = RoaringBitmap::new();
+        let empty = Changes { epoch, touched: false, withheld: false, dirty, truncated_to: None };
         let changes = std::mem::replace(&mut self.changes, empty);
         self.frozen = Some(Frozen {
             size: self.size,
@@ -112,6 +113,16 @@ impl File {
 
     /// The capture leaves this file out: its pages stay dirty, and no cut is made because of them.
     pub(super) fn withhold(&self, cache: &PageCache, gate: &Gate) {
-        self.hold().unfreeze(cache, gate);
+        let mut state = self.hold();
+        state.unfreeze(cache, gate);
+        state.changes.withheld = true;
+    }
+
+    /// Adds what was withheld so far to the cut being captured: nothing runs any more that could change it.
+    pub(super) fn join_cut(&self) -> bool {
+        let mut state = self.hold();
+        let joins = state.changes.withheld && !state.changes.touched;
+        state.changes.touched |= joins;
+        joins
     }
 }

@@ -15,8 +15,8 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::{CoreError, Result};
 
-/// What `/proc/self/mountinfo` calls our mounts.
-pub(super) const SUBTYPE: &str = "tidewater";
+/// What `/proc/self/mountinfo` names as the source of our mounts.
+pub(super) const SOURCE: &str = "tidewater";
 
 /// A living mount answers at once. One that does not is not known to be dead.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -59,12 +59,13 @@ fn mounts() -> Result<Vec<PathBuf>> {
     Ok(points)
 }
 
-/// `36 35 98:0 /root /mount/point rw,noatime shared:1 - fuse.tidewater source rw`: field 5, when the type is ours.
+/// `36 35 98:0 / /mount/point rw,noatime shared:1 - fuse tidewater rw`: field 5, when type and source are ours.
 fn parse(line: &[u8]) -> Option<PathBuf> {
     let mut fields = line.split(|byte| *byte == b' ');
     let point = fields.nth(4)?;
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    (kind == format!("fuse.{SUBTYPE}").as_bytes()).then(|| unescape(point))
+    let mut after_dash = fields.skip_while(|field| *field != b"-").skip(1);
+    let (kind, source) = (after_dash.next()?, after_dash.next()?);
+    (kind.starts_with(b"fuse") && source == SOURCE.as_bytes()).then(|| unescape(point))
 }
 
 /// The kernel writes blanks, tabs, line ends and backslashes as a backslash and three octal digits.
@@ -112,7 +113,7 @@ mod tests {
 
     #[test]
     fn only_mounts_of_our_own_kind_are_looked_at() {
-        let line = b"36 35 0:50 / /state/a\\040b/mount rw,nosuid shared:1 - fuse.tidewater tidewater rw,user_id=0";
+        let line = b"36 35 0:50 / /state/a\\040b/mount rw,nosuid shared:1 - fuse tidewater rw,user_id=0";
         assert_eq!(parse(line), Some(PathBuf::from("/state/a b/mount")));
         assert_eq!(parse(b"36 35 0:50 / /state rw,nosuid - fuse.sshfs host:/ rw"), None);
         assert_eq!(parse(b"36 35 0:50 / /state rw,nosuid - ext4 /dev/vda rw"), None);

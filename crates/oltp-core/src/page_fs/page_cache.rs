@@ -142,11 +142,6 @@ impl PageCache {
         *self.slots.lock() = Slots { free, owners, hand: 0 };
     }
 
-    /// Who owns which slot: what a clean stop records.
-    pub(super) fn owners(&self) -> Vec<Option<Owner>> {
-        self.slots.lock().owners.clone()
-    }
-
     /// Gives a slot back that nothing refers to any more.
     pub(super) fn release(&self, slot: Slot) {
         let mut slots = self.slots.lock();
@@ -176,7 +171,7 @@ impl PageCache {
         found
     }
 
-    /// Every slot under the hand once round: how often an evictor has to look before it gives up.
+    /// Slots of the file, free ones included.
     pub(super) fn slots(&self) -> usize {
         self.slots.lock().owners.len()
     }
