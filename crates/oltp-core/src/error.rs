@@ -444,6 +444,66 @@ pub enum CoreError {
         /// The project.
         project: String,
     },
+    /// The machine cannot mount the page filesystem.
+    #[error(
+        "there is no FUSE on this machine (`/dev/fuse` is missing). Load the kernel's `fuse` module, give the container \
+         the device, or set `mount: copy` under `core`"
+    )]
+    NoFuse,
+    /// The page filesystem could not be mounted or unmounted.
+    #[error(
+        "the page filesystem cannot be mounted at or taken from `{mount_point}`. An ordinary user needs `fusermount3`; \
+         in a container, mounting needs the SYS_ADMIN capability"
+    )]
+    Mount {
+        /// The data directory.
+        mount_point: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Another process serves a mount there.
+    #[error("another process has a page filesystem mounted at `{mount_point}`; stop that compute first")]
+    MountPointInUse {
+        /// The data directory.
+        mount_point: PathBuf,
+    },
+    /// A cut was made while another one is not in the store yet.
+    #[error("the cut before this one is not captured yet; make the next when it is")]
+    CutUnderWay,
+    /// The second half of a page never came.
+    #[error(
+        "half a page of a relation was written and the other half did not follow: its writer was killed. Stop this \
+         compute and start it again; it continues from the last manifest and the write-ahead log"
+    )]
+    HalfPageWritten,
+    /// The local disk failed under the page cache.
+    #[error(
+        "the local page cache failed, so nothing in it may be captured. Look at the disk of the state directory, then \
+         stop this compute and start it again; it continues from the last manifest and the write-ahead log"
+    )]
+    PageCacheFailed,
+    /// The names of the data directory do not add up.
+    #[error("the names of the data directory do not add up at {change}. This is a bug of Tidewater, please report it")]
+    JournalUnsound {
+        /// The change or entry that did not fit.
+        change: String,
+        /// What the tree said.
+        source: io::Error,
+    },
+    /// A data directory has no control file.
+    #[error("{origin} has no `global/pg_control`: it is no Postgres cluster")]
+    NoControlFile {
+        /// Where it was looked for.
+        origin: String,
+    },
+    /// A cluster cannot be brought into the page store.
+    #[error("the cluster in `{directory}` cannot be brought into the page store: {reason}")]
+    NotImportable {
+        /// The data directory.
+        directory: PathBuf,
+        /// Why not, and what mends it.
+        reason: String,
+    },
     /// The file system refused.
     #[error("cannot {action} `{path}`")]
     Io {

@@ -28,6 +28,7 @@ mod error;
 pub mod ids;
 mod initdb;
 mod installation;
+pub mod page_fs;
 pub mod page_store;
 mod postmaster;
 mod private_file;
