@@ -171,6 +171,165 @@ pub enum CoreError {
         /// What the server said.
         source: tokio_postgres::Error,
     },
+    /// The address of the core's storage cannot be used.
+    #[error(
+        "`{uri}` cannot be the storage of the core: {reason}. Write a file path, file:///… or s3://bucket/prefix"
+    )]
+    StorageAddress {
+        /// The address, without any password in it.
+        uri: String,
+        /// Why not.
+        reason: String,
+    },
+    /// An option that the object store does not know.
+    #[error(
+        "`core.options.{option}` is no option of the store at `{uri}`; see the list in the reference of the configuration"
+    )]
+    StorageOption {
+        /// The storage's address.
+        uri: String,
+        /// The option's name; its value may be a secret.
+        option: String,
+    },
+    /// The object store refused, or could not be reached after several attempts.
+    #[error("cannot {action} `{object}`")]
+    Object {
+        /// What was tried.
+        action: &'static str,
+        /// The object's full name.
+        object: String,
+        /// What the store said last.
+        source: object_store::Error,
+    },
+    /// The object store did not answer in time.
+    #[error("the store did not {action} `{object}` within {limit:?}; look at the store and the way to it")]
+    ObjectTimedOut {
+        /// What was tried.
+        action: &'static str,
+        /// The object's full name.
+        object: String,
+        /// The time it was given.
+        limit: Duration,
+    },
+    /// Something refers to an object that is not there.
+    #[error(
+        "`{object}` is missing though something refers to it. If it was deleted by hand, put it back; `tidewater core \
+         inspect` lists what else is missing"
+    )]
+    ObjectMissing {
+        /// The object's full name.
+        object: String,
+    },
+    /// An object's bytes are not what was written.
+    #[error(
+        "`{object}` is damaged: {reason}. Put it back from a copy of the storage, or restore the database to a point \
+         before it; `tidewater core inspect` lists what else is damaged"
+    )]
+    ObjectDamaged {
+        /// The object's full name.
+        object: String,
+        /// What does not fit, and where.
+        reason: String,
+    },
+    /// An object was written by a newer Tidewater.
+    #[error(
+        "`{object}` has format {found}, and this Tidewater knows formats up to {known}: run the newer one"
+    )]
+    ObjectTooNew {
+        /// The object's full name.
+        object: String,
+        /// The version it says.
+        found: u32,
+        /// The newest version known here.
+        known: u32,
+    },
+    /// A page of Postgres does not carry the checksum it should.
+    #[error(
+        "page {block} of `{path}` is damaged ({reason}); it was read from {origin}. Restore the database to a point \
+         before the damage, or restore the page with `zero_damaged_pages` knowingly"
+    )]
+    PageDamaged {
+        /// The file in the data directory.
+        path: String,
+        /// The page's number in that file.
+        block: u32,
+        /// What does not fit.
+        reason: crate::page_store::PageDefect,
+        /// The layer object, or the data directory.
+        origin: String,
+    },
+    /// Pages were given to a layer in another order than theirs.
+    #[error(
+        "page {key} was written to a layer after page {after}. This is a bug of Tidewater, please report it"
+    )]
+    PageOutOfOrder {
+        /// The page.
+        key: crate::ids::PageKey,
+        /// The one before.
+        after: crate::ids::PageKey,
+    },
+    /// A manifest that this process made breaks a rule of the format.
+    #[error(
+        "manifest {number} of branch {branch} was not published: {reason}. This is a bug of Tidewater, please report it"
+    )]
+    ManifestUnsound {
+        /// The branch.
+        branch: crate::ids::BranchId,
+        /// The manifest's number.
+        number: crate::ids::ManifestNumber,
+        /// The broken rule.
+        reason: String,
+    },
+    /// Another process published a manifest of this number.
+    #[error(
+        "manifest {number} of branch {branch} was published by somebody else: two processes write this branch; stop one"
+    )]
+    AlreadyPublished {
+        /// The branch.
+        branch: crate::ids::BranchId,
+        /// The manifest's number.
+        number: crate::ids::ManifestNumber,
+    },
+    /// A newer compute has the branch.
+    #[error("the compute of term {term} may not write branch {branch} any more: term {by} has taken over")]
+    Fenced {
+        /// The branch.
+        branch: crate::ids::BranchId,
+        /// The term of the loser.
+        term: crate::ids::Term,
+        /// The newer term.
+        by: crate::ids::Term,
+    },
+    /// The branch is deleted, or never was.
+    #[error("project `{project}` has no branch `{branch}`; `tidewater branch list` shows those there are")]
+    NoSuchBranch {
+        /// The project.
+        project: String,
+        /// The branch's name or id.
+        branch: String,
+    },
+    /// Two branches of one project cannot have one name.
+    #[error(
+        "project `{project}` already has a branch `{branch}`; choose another name, or delete that one first"
+    )]
+    BranchExists {
+        /// The project.
+        project: String,
+        /// The name.
+        branch: String,
+    },
+    /// The storage has no such project.
+    #[error("there is no project `{project}` in this storage; add it to `databases` in the configuration")]
+    NoSuchProject {
+        /// The project.
+        project: String,
+    },
+    /// Somebody made a project of this name before.
+    #[error("there is a project `{project}` in this storage already; choose another name")]
+    ProjectExists {
+        /// The project.
+        project: String,
+    },
     /// The file system refused.
     #[error("cannot {action} `{path}`")]
     Io {

@@ -22,8 +22,10 @@
 
 mod compute;
 mod error;
+pub mod ids;
 mod initdb;
 mod installation;
+pub mod page_store;
 mod postmaster;
 mod private_file;
 mod project;
@@ -32,6 +34,8 @@ mod reachable_directory;
 mod server_command;
 mod service_user;
 mod settings;
+pub mod storage;
+mod timestamp;
 
 pub use compute::{Compute, EnsureRunning};
 pub use error::CoreError;
@@ -39,6 +43,7 @@ pub use installation::{Installation, POSTGRES_BIN_VARIABLE, find_installation};
 pub use project::{Listen, Project, ProjectOptions, SUPERUSER};
 pub use server_command::{CommandEnd, run_bounded, server_command};
 pub use service_user::ServiceUser;
+pub use timestamp::Timestamp;
 
 /// What every fallible call of this crate returns.
 pub type Result<T, E = CoreError> = std::result::Result<T, E>;

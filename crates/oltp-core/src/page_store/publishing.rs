@@ -1,0 +1,229 @@
+//! Publishing manifests, and reading them back.
+//!
+//! A branch's next manifest is put under the next number, if absent: of two writers one loses, and learns
+//! from what is there whether it is fenced. Two more things can go wrong, both for a process that slept:
+//!
+//! * Its answer was lost: the manifest that took the name carries its own `uid`.
+//! * Retention has meanwhile removed the manifest that had the number, so that the put succeeds though the
+//!   branch is far beyond. So the numbers above are listed *after* the put. Retention leaves alone what is
+//!   younger than [`GRACE`](super::GRACE), so only a put later than that can be such a one, and it is taken back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+
+use super::manifest::{BranchState, Manifest, ManifestHead};
+use super::manifest_format::{self, ManifestDefect};
+use super::{PageStore, object_names};
+use crate::ids::{BranchId, ManifestNumber, ProjectName};
+use crate::storage::Put;
+use crate::{CoreError, Result, Timestamp};
+
+/// Enough to hide a store's latency, few enough to leave it to others.
+pub(super) const CONCURRENT_READS: usize = 16;
+/// Heads in memory; at some 600 bytes each.
+const HEADS_LIMIT: usize = 20_000;
+/// A put that comes later than this after the manifest was made may fill a number that retention freed.
+const LATE: Duration = Duration::from_secs(600);
+
+/// Heads of manifests, which never change.
+#[derive(Debug, Default)]
+pub(super) struct HeadCache {
+    heads: Mutex<HashMap<(BranchId, ManifestNumber), Arc<ManifestHead>>>,
+}
+
+impl PageStore {
+    /// Publishes the next manifest of a branch. When this returns, the manifest survives a power cut, and
+    /// is what [`latest`](PageStore::latest) returns until the next.
+    ///
+    /// # Errors
+    /// [`CoreError::Fenced`] when a higher term published meanwhile, [`CoreError::NoSuchBranch`] when the
+    /// branch was deleted: stop. [`CoreError::AlreadyPublished`] when the number was taken by a term that is
+    /// not higher: a compute that has just been elected may find the last manifest of its
+    /// predecessor there, and goes on with the next number.
+    pub async fn publish(&self, manifest: &Arc<Manifest>) -> Result<()> {
+        let head = &manifest.head;
+        let encoded = Arc::clone(manifest);
+        // Some hundred milliseconds for 100,000 files: not on a thread that others wait for.
+        let bytes = tokio::task::spawn_blocking(move || manifest_format::encode(&encoded))
+            .await
+            .map_err(|ended| CoreError::io("encode", "a manifest")(std::io::Error::other(ended)))?
+            .map_err(|defect| CoreError::ManifestUnsound {
+                branch: head.branch,
+                number: head.number,
+                reason: defect.to_string(),
+            })?;
+        let path = object_names::manifest(&head.project, head.branch, head.number);
+        match self.storage.put_if_absent(&path, Bytes::from(bytes)).await? {
+            Put::Created => {}
+            Put::NameTaken => {
+                let there = self.head(&head.project, head.branch, head.number).await?;
+                if there.uid != head.uid {
+                    return Err(refusal(head, &there));
+                }
+            }
+        }
+        self.confirm(head, &path).await
+    }
+
+    /// Looks whether the branch had gone on before the put.
+    async fn confirm(&self, head: &ManifestHead, path: &Path) -> Result<()> {
+        let folder = object_names::branch(&head.project, head.branch);
+        let above = self.storage.list(&folder, Some(path)).await?;
+        let Some(newest) =
+            above.iter().filter_map(|object| object_names::manifest_number(&object.location)).max()
+        else {
+            return Ok(());
+        };
+        if Timestamp::now().since(head.published_at) > LATE {
+            self.storage.delete(path).await?;
+        }
+        let there = self.head(&head.project, head.branch, newest).await?;
+        Err(refusal(head, &there))
+    }
+
+    /// The newest manifest of a branch; `None` when there is no such branch. That of a deleted branch says so.
+    ///
+    /// # Errors
+    /// The store failed, or the manifest is damaged.
+    pub async fn latest(&self, project: &ProjectName, branch: BranchId) -> Result<Option<Arc<Manifest>>> {
+        match self.numbers(project, branch).await?.last() {
+            Some(number) => self.manifest(project, branch, *number).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The head of the newest manifest of a branch.
+    ///
+    /// # Errors
+    /// As [`latest`](PageStore::latest).
+    pub async fn latest_head(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+    ) -> Result<Option<Arc<ManifestHead>>> {
+        match self.numbers(project, branch).await?.last() {
+            Some(number) => self.head(project, branch, *number).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// One manifest.
+    ///
+    /// # Errors
+    /// It is missing or damaged, or the store failed.
+    pub async fn manifest(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+        number: ManifestNumber,
+    ) -> Result<Arc<Manifest>> {
+        let path = object_names::manifest(project, branch, number);
+        let bytes = self.storage.get(&path, manifest_format::OBJECT_LIMIT).await?;
+        let bytes = bytes.ok_or_else(|| CoreError::ObjectMissing { object: self.storage.name_of(&path) })?;
+        let decoded = tokio::task::spawn_blocking(move || manifest_format::decode(&bytes))
+            .await
+            .map_err(|ended| CoreError::io("decode", "a manifest")(std::io::Error::other(ended)))?;
+        let manifest = decoded.map_err(|defect| self.manifest_damaged(&path, &defect))?;
+        self.check_place(&manifest.head, &path)?;
+        Ok(Arc::new(manifest))
+    }
+
+    /// The heads of all manifests of a branch, oldest first: the points that a restore may start from.
+    ///
+    /// # Errors
+    /// The store failed, or a manifest is damaged.
+    pub async fn manifests(&self, project: &ProjectName, branch: BranchId) -> Result<Vec<Arc<ManifestHead>>> {
+        let numbers = self.numbers(project, branch).await?;
+        stream::iter(numbers.into_iter().map(|number| self.head(project, branch, number)))
+            .buffered(CONCURRENT_READS)
+            .try_collect()
+            .await
+    }
+
+    /// The numbers of a branch's manifests, ascending.
+    pub(super) async fn numbers(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+    ) -> Result<Vec<ManifestNumber>> {
+        let objects = self.storage.list(&object_names::branch(project, branch), None).await?;
+        let mut numbers: Vec<ManifestNumber> =
+            objects.iter().filter_map(|object| object_names::manifest_number(&object.location)).collect();
+        numbers.sort();
+        Ok(numbers)
+    }
+
+    /// The head of one manifest, from memory or by one small read.
+    pub(super) async fn head(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+        number: ManifestNumber,
+    ) -> Result<Arc<ManifestHead>> {
+        if let Some(head) = self.heads.get(branch, number) {
+            return Ok(head);
+        }
+        let path = object_names::manifest(project, branch, number);
+        let bytes = self.storage.get_range(&path, 0..manifest_format::HEAD_READ).await?;
+        let bytes = bytes.ok_or_else(|| CoreError::ObjectMissing { object: self.storage.name_of(&path) })?;
+        let decoded = manifest_format::decode_head(&bytes);
+        let head = match decoded.map_err(|defect| self.manifest_damaged(&path, &defect))? {
+            Some(head) => head,
+            None => self.manifest(project, branch, number).await?.head.clone(),
+        };
+        self.check_place(&head, &path)?;
+        Ok(self.heads.insert(head))
+    }
+
+    /// An object that was copied to another name is no manifest of that name.
+    fn check_place(&self, head: &ManifestHead, path: &Path) -> Result<()> {
+        if object_names::manifest(&head.project, head.branch, head.number) == *path {
+            return Ok(());
+        }
+        let reason =
+            format!("it is manifest {} of branch {} of project `{}`", head.number, head.branch, head.project);
+        Err(self.damaged(path, reason))
+    }
+
+    pub(super) fn manifest_damaged(&self, path: &Path, defect: &ManifestDefect) -> CoreError {
+        match defect {
+            ManifestDefect::TooNew(found) => {
+                CoreError::ObjectTooNew { object: self.storage.name_of(path), found: *found, known: 1 }
+            }
+            other => self.damaged(path, other.to_string()),
+        }
+    }
+}
+
+/// Why a manifest may not be published beside the one that is there.
+fn refusal(ours: &ManifestHead, there: &ManifestHead) -> CoreError {
+    if there.state == BranchState::Deleted {
+        CoreError::NoSuchBranch { project: ours.project.to_string(), branch: ours.name.to_string() }
+    } else if there.term > ours.term {
+        CoreError::Fenced { branch: ours.branch, term: ours.term, by: there.term }
+    } else {
+        CoreError::AlreadyPublished { branch: ours.branch, number: there.number }
+    }
+}
+
+impl HeadCache {
+    fn get(&self, branch: BranchId, number: ManifestNumber) -> Option<Arc<ManifestHead>> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner).get(&(branch, number)).cloned()
+    }
+
+    fn insert(&self, head: ManifestHead) -> Arc<ManifestHead> {
+        let head = Arc::new(head);
+        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
+        // Rare enough that starting over is cheaper than keeping an order.
+        if heads.len() >= HEADS_LIMIT {
+            heads.clear();
+        }
+        heads.insert((head.branch, head.number), Arc::clone(&head));
+        head
+    }
+}
