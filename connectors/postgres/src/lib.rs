@@ -63,5 +63,5 @@ pub use slot::{
 };
 pub use snapshot::{CopyColumn, CtidRange, LeafTable, SnapshotSession, ctid_ranges, import_snapshot};
 pub use source_config::{Host, SourceConfig};
-pub use tls::TlsMode;
+pub use tls::{TlsMode, client_config as tls_client_config};
 pub use wire_session::CancelHandle;
