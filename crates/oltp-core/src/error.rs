@@ -318,6 +318,32 @@ pub enum CoreError {
         /// The name.
         branch: String,
     },
+    /// What a branch was being made from is gone.
+    #[error(
+        "manifest {manifest} of branch {branch}, from which another one was being made, went out of retention \
+         meanwhile; try again, or choose a later point"
+    )]
+    BranchPointGone {
+        /// The branch that was copied from.
+        branch: crate::ids::BranchId,
+        /// The manifest that was copied.
+        manifest: crate::ids::ManifestNumber,
+    },
+    /// Layers waited too long for their manifest.
+    #[error(
+        "layer {layer} was written {age:?} before the manifest {number} of branch {branch} that names it first, and \
+         may be collected any moment: its pages have to be captured again"
+    )]
+    LayerTooOld {
+        /// The layer.
+        layer: crate::ids::LayerId,
+        /// How long ago it was written.
+        age: Duration,
+        /// The branch.
+        branch: crate::ids::BranchId,
+        /// The manifest that was not published.
+        number: crate::ids::ManifestNumber,
+    },
     /// The storage has no such project.
     #[error("there is no project `{project}` in this storage; add it to `databases` in the configuration")]
     NoSuchProject {

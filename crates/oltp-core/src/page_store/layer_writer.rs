@@ -91,6 +91,11 @@ impl LayerWriter {
         Ok(self.written)
     }
 
+    /// Whatever comes next goes into another layer.
+    pub(super) async fn start_new_layer(&mut self) -> Result<()> {
+        self.upload().await
+    }
+
     async fn upload(&mut self) -> Result<()> {
         let builder = std::mem::replace(&mut self.builder, new_builder()?);
         let Some(layer) = builder.finish().map_err(CoreError::io("compress pages for", "a layer"))? else {

@@ -122,7 +122,7 @@ pub enum RecoveryTarget {
 }
 
 /// A stretch of WAL that a start from the manifest may need, and whose it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WalSpan {
     /// The project that archived it.
     pub project: ProjectName,

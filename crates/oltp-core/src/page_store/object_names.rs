@@ -81,9 +81,13 @@ pub(super) fn name_claim_number(path: &Path) -> Option<u32> {
     path.filename().filter(|name| name.len() == 8)?.parse().ok()
 }
 
+pub(super) fn wal_of_project(name: &ProjectName) -> Path {
+    project(name).join("wal")
+}
+
 /// The folder of a branch's archived WAL.
 pub fn wal(name: &ProjectName, branch: BranchId) -> Path {
-    project(name).join("wal").join(branch.to_string())
+    wal_of_project(name).join(branch.to_string())
 }
 
 /// A chunk of WAL as its name describes it.

@@ -5,10 +5,10 @@
 //!
 //! * Its answer was lost: the manifest that took the name carries its own `uid`.
 //! * Retention has meanwhile removed the manifest that had the number, so that the put succeeds though the
-//!   branch is far beyond. So the numbers above are listed *after* the put. Retention leaves alone what is
-//!   younger than [`GRACE`](super::GRACE), so only a put later than that can be such a one, and it is taken back.
+//!   branch is far beyond, or gone. So the numbers around it are listed *after* the put. Retention leaves
+//!   alone what was superseded less than [`GRACE`] ago, so only a late put can be such a one, and is taken back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
-use super::manifest::{BranchState, Manifest, ManifestHead};
+use super::manifest::{BranchState, LayerRef, Manifest, ManifestHead};
 use super::manifest_format::{self, ManifestDefect};
-use super::{PageStore, object_names};
-use crate::ids::{BranchId, ManifestNumber, ProjectName};
+use super::{GRACE, PageStore, object_names};
+use crate::ids::{BranchId, LayerId, ManifestNumber, ManifestUid, ProjectName, Term};
 use crate::storage::Put;
 use crate::{CoreError, Result, Timestamp};
 
@@ -27,8 +27,49 @@ use crate::{CoreError, Result, Timestamp};
 pub(super) const CONCURRENT_READS: usize = 16;
 /// Heads in memory; at some 600 bytes each.
 const HEADS_LIMIT: usize = 20_000;
+/// Branches whose layers are remembered.
+const NAMED_BRANCHES: usize = 64;
 /// A put that comes later than this after the manifest was made may fill a number that retention freed.
 const LATE: Duration = Duration::from_secs(600);
+
+/// Rounds that a compute may lose against the last manifests of its predecessor.
+const TAKE_OVER_ROUNDS: usize = 8;
+
+/// The layers that the last manifest of each branch named that was published or looked at here.
+#[derive(Debug, Default)]
+pub(super) struct NamedLayers {
+    by_branch: Mutex<HashMap<BranchId, Named>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Named(Arc<HashSet<LayerId>>);
+
+impl Named {
+    fn contains(&self, layer: LayerId) -> bool {
+        self.0.contains(&layer)
+    }
+}
+
+impl NamedLayers {
+    fn of(&self, branch: BranchId) -> Named {
+        self.by_branch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&branch)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn remember(&self, manifest: &Manifest) {
+        let layers = manifest.body.layers.iter().map(|layer| layer.id).collect();
+        let mut by_branch = self.by_branch.lock().unwrap_or_else(PoisonError::into_inner);
+        // A process publishes for a few branches; one that makes thousands needs none of this.
+        if by_branch.len() >= NAMED_BRANCHES {
+            by_branch.clear();
+        }
+        by_branch.insert(manifest.head.branch, Named(Arc::new(layers)));
+    }
+}
 
 /// Heads of manifests, which never change.
 #[derive(Debug, Default)]
@@ -43,9 +84,70 @@ impl PageStore {
     /// # Errors
     /// [`CoreError::Fenced`] when a higher term published meanwhile, [`CoreError::NoSuchBranch`] when the
     /// branch was deleted: stop. [`CoreError::AlreadyPublished`] when the number was taken by a term that is
-    /// not higher: a compute that has just been elected may find the last manifest of its
-    /// predecessor there, and goes on with the next number.
+    /// not higher. [`CoreError::LayerTooOld`] when a new layer waited longer than half of [`GRACE`]
+    /// for this: capture its pages again.
     pub async fn publish(&self, manifest: &Arc<Manifest>) -> Result<()> {
+        self.check_ages(manifest).await?;
+        self.put_manifest(manifest).await
+    }
+
+    /// Publishes a manifest whose layers are those of another one, maybe of another branch or long ago: a new
+    /// branch's first, or a restore's.
+    ///
+    /// # Errors
+    /// As [`publish`](PageStore::publish), and [`CoreError::BranchPointGone`] when `base` was collected meanwhile.
+    pub async fn publish_copy(&self, manifest: &Arc<Manifest>, base: &ManifestHead) -> Result<()> {
+        self.put_manifest(manifest).await?;
+        // Only a base that outlived the put has kept collection from its layers.
+        let path = object_names::manifest(&base.project, base.branch, base.number);
+        if self.storage.head(&path).await?.is_some() {
+            return Ok(());
+        }
+        let head = &manifest.head;
+        self.storage.delete(&object_names::manifest(&head.project, head.branch, head.number)).await?;
+        Err(CoreError::BranchPointGone { branch: base.branch, manifest: base.number })
+    }
+
+    /// Publishes the newest manifest of a branch again, in the name of a new term, and returns it. From then on
+    /// every manifest of an older compute is refused, so nothing of what this one starts from goes away.
+    ///
+    /// # Errors
+    /// [`CoreError::Fenced`] when a manifest of this term or a higher one is there; [`CoreError::NoSuchBranch`]; or
+    /// the store failed.
+    pub async fn take_over(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+        term: Term,
+    ) -> Result<Arc<Manifest>> {
+        for _ in 0..TAKE_OVER_ROUNDS {
+            let latest = self.latest(project, branch).await?;
+            let Some(latest) = latest.filter(|latest| latest.head.state == BranchState::Live) else {
+                return Err(CoreError::NoSuchBranch {
+                    project: project.to_string(),
+                    branch: branch.to_string(),
+                });
+            };
+            if latest.head.term >= term {
+                return Err(CoreError::Fenced { branch, term, by: latest.head.term });
+            }
+            let mut taken = Manifest::clone(&latest);
+            taken.head.number = latest.head.number.next();
+            taken.head.uid = ManifestUid::random();
+            taken.head.term = term;
+            taken.head.published_at = Timestamp::now();
+            let taken = Arc::new(taken);
+            match self.put_manifest(&taken).await {
+                Ok(()) => return Ok(taken),
+                // The last word of the compute before.
+                Err(CoreError::AlreadyPublished { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CoreError::AlreadyPublished { branch, number: ManifestNumber::default() })
+    }
+
+    async fn put_manifest(&self, manifest: &Arc<Manifest>) -> Result<()> {
         let head = &manifest.head;
         let encoded = Arc::clone(manifest);
         // Some hundred milliseconds for 100,000 files: not on a thread that others wait for.
@@ -67,23 +169,59 @@ impl PageStore {
                 }
             }
         }
-        self.confirm(head, &path).await
+        self.confirm(head, &path).await?;
+        self.named.remember(manifest);
+        Ok(())
     }
 
-    /// Looks whether the branch had gone on before the put.
+    /// Looks whether the branch had gone on, or was gone, before the put.
     async fn confirm(&self, head: &ManifestHead, path: &Path) -> Result<()> {
         let folder = object_names::branch(&head.project, head.branch);
-        let above = self.storage.list(&folder, Some(path)).await?;
-        let Some(newest) =
-            above.iter().filter_map(|object| object_names::manifest_number(&object.location)).max()
-        else {
-            return Ok(());
-        };
-        if Timestamp::now().since(head.published_at) > LATE {
-            self.storage.delete(path).await?;
+        let before = ManifestNumber(head.number.0.saturating_sub(1));
+        let from =
+            object_names::manifest(&head.project, head.branch, ManifestNumber(before.0.saturating_sub(1)));
+        let listed = self.storage.list(&folder, Some(&from)).await?;
+        let numbers: Vec<ManifestNumber> =
+            listed.iter().filter_map(|object| object_names::manifest_number(&object.location)).collect();
+        let newest = numbers.iter().copied().max().unwrap_or(head.number);
+        if newest > head.number {
+            if Timestamp::now().since(head.published_at) > LATE {
+                self.storage.delete(path).await?;
+            }
+            return Err(refusal(head, &*self.head(&head.project, head.branch, newest).await?));
         }
-        let there = self.head(&head.project, head.branch, newest).await?;
-        Err(refusal(head, &there))
+        if head.number.0 > 1 && !numbers.contains(&before) {
+            self.storage.delete(path).await?;
+            return Err(CoreError::NoSuchBranch {
+                project: head.project.to_string(),
+                branch: head.name.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses layers that are old enough to be collected and that no manifest before this one named.
+    async fn check_ages(&self, manifest: &Manifest) -> Result<()> {
+        let (head, now) = (&manifest.head, Timestamp::now());
+        let age = |layer: &LayerRef| now.since(layer.written_at);
+        let old: Vec<&LayerRef> =
+            manifest.body.layers.iter().filter(|layer| age(layer) > GRACE / 2).collect();
+        let unknown = |named: &Named| old.iter().copied().find(|layer| !named.contains(layer.id));
+        let Some(mut layer) = unknown(&self.named.of(head.branch)) else { return Ok(()) };
+        if head.number.0 > 1 {
+            let before = ManifestNumber(head.number.0 - 1);
+            self.named.remember(&*self.manifest(&head.project, head.branch, before).await?);
+            match unknown(&self.named.of(head.branch)) {
+                Some(still) => layer = still,
+                None => return Ok(()),
+            }
+        }
+        Err(CoreError::LayerTooOld {
+            layer: layer.id,
+            age: age(layer),
+            branch: head.branch,
+            number: head.number,
+        })
     }
 
     /// The newest manifest of a branch; `None` when there is no such branch. That of a deleted branch says so.
