@@ -41,6 +41,7 @@ mod settings;
 pub mod storage;
 mod template;
 mod timestamp;
+pub mod wal_keeper;
 
 pub use compute::{Compute, EnsureRunning};
 pub use error::CoreError;
