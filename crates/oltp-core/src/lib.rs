@@ -22,6 +22,7 @@
 
 mod compute;
 mod error;
+pub mod gateway;
 mod initdb;
 mod installation;
 mod postmaster;
