@@ -1,7 +1,7 @@
 //! A project, a waker that starts it, and a gateway before it.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -216,25 +216,25 @@ pub fn complaint(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A certificate of `localhost` by itself.
+/// A CA, and a certificate of `localhost` by it.
 fn make_certificate(folder: &tempfile::TempDir) -> TlsFiles {
-    let mut openssl = std::process::Command::new("openssl");
-    openssl
-        .current_dir(folder)
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-keyout", "server.key", "-out", "server.crt"]);
-    let output = openssl.output().unwrap();
+    let ca = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.pem \
+              -subj /CN=ca -days 2";
+    let output = std::process::Command::new("sh").args(["-c", ca]).current_dir(folder).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    issue_certificate(folder.path(), "server");
     TlsFiles { cert_file: folder.path().join("server.crt"), key_file: folder.path().join("server.key") }
+}
+
+/// Writes `<name>.crt` and `<name>.key`, another certificate each time.
+pub fn issue_certificate(folder: &Path, name: &str) {
+    let script = format!(
+        "set -e
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key -out {name}.csr \
+             -subj /CN=localhost
+         echo 'subjectAltName=DNS:localhost' > san
+         openssl x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.crt -days 2 -extfile san"
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -72,6 +72,7 @@ async fn a_statement_or_an_open_transaction_keeps_a_database_awake() {
     while watched.look().await != Verdict::Busy(Busy::Statement { process_id }) {}
     running.abort();
     watched.client.execute("SELECT pg_terminate_backend($1)", &[&process_id]).await.unwrap();
+    while matches!(watched.look().await, Verdict::Busy(_)) {}
     assert_eq!(watched.settled().await, Verdict::MaySuspend);
     watched.house.close().await;
 }
@@ -109,7 +110,8 @@ async fn a_session_that_came_and_went_between_two_looks_was_activity() {
     }
     assert_eq!(watched.settled().await, Verdict::MaySuspend);
     // A session of ours is none.
-    watched.house.superuser().await.batch_execute("SELECT 1").await.unwrap();
+    let own = watched.house.superuser().await;
+    own.batch_execute("SELECT 1").await.unwrap();
     for _ in 0..20 {
         assert_eq!(watched.look().await, Verdict::MaySuspend);
     }
@@ -134,6 +136,8 @@ async fn prepared_transactions_and_other_tools_streams_keep_a_database_awake() {
     let receive = receive.args(["--dbname=shop", "--slot=s", "--start", "--file=/dev/null"]).spawn().unwrap();
     while !matches!(watched.look().await, Verdict::Busy(Busy::Walsender { .. })) {}
     drop(receive);
+    // Its walsender notices when it next writes.
+    while matches!(watched.look().await, Verdict::Busy(Busy::Walsender { .. })) {}
     assert_eq!(watched.settled().await, Verdict::MaySuspend);
     watched.house.close().await;
 }
