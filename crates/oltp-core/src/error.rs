@@ -639,6 +639,41 @@ pub enum CoreError {
         from: wal_decoder::Lsn,
         /// How far it is needed.
         to: wal_decoder::Lsn,
+    /// The gateway's address is taken.
+    #[error(
+        "the gateway cannot listen on {address}. Stop the program that uses it, or choose another address in \
+         `core.listen`"
+    )]
+    GatewayAddress {
+        /// Where it should have listened.
+        address: std::net::SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Other machines could reach the gateway, and none would be let in.
+    #[error(
+        "the gateway at {address} is reachable from other machines, which it serves over TLS only, and there is no \
+         certificate. Set `core.tls`, or let it listen on 127.0.0.1"
+    )]
+    GatewayUnprotected {
+        /// Where it should listen.
+        address: std::net::SocketAddr,
+    },
+    /// The gateway's certificate or key is none.
+    #[error(
+        "the file `{file}` in `core.tls` cannot be used. It has to hold a certificate, or its key, in PEM form"
+    )]
+    GatewayCertificate {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server does not say what its sessions do.
+    #[error("Postgres does not say whether it is idle, so it stays awake")]
+    IdleWatch {
+        /// What the server said.
+        source: tokio_postgres::Error,
     },
     /// The file system refused.
     #[error("cannot {action} `{path}`")]

@@ -25,6 +25,7 @@ mod compute;
 pub mod compute_process;
 pub mod computes;
 mod error;
+pub mod gateway;
 pub mod ids;
 mod initdb;
 mod installation;
@@ -35,6 +36,7 @@ mod private_file;
 mod project;
 mod provision;
 mod reachable_directory;
+mod secrets;
 mod server_command;
 mod service_user;
 mod settings;
@@ -47,8 +49,10 @@ pub use compute::{Compute, EnsureRunning};
 pub use error::CoreError;
 pub use installation::{Installation, POSTGRES_BIN_VARIABLE, find_installation};
 pub use project::{Listen, Project, ProjectOptions, SUPERUSER};
+pub use secrets::{Secret, kept_secret};
 pub use server_command::{CommandEnd, run_bounded, server_command};
 pub use service_user::ServiceUser;
+pub use template::{MAIN, NewProject, ensure_project};
 pub use timestamp::Timestamp;
 
 /// What every fallible call of this crate returns.
