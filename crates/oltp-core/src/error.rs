@@ -203,6 +203,15 @@ pub enum CoreError {
         /// The time it was given.
         limit: Duration,
     },
+    /// Where the keeper's hard state lies is not said.
+    #[error(
+        "the storage `{storage}` is no local folder, so the WAL keeper needs one: name it in `core.keeper.dir`, or other \
+         keepers in `core.keepers`"
+    )]
+    KeeperDirectoryUnnamed {
+        /// The storage.
+        storage: String,
+    },
     /// The compute is on its way down.
     #[error("the compute is ending")]
     ComputeEnding,

@@ -52,7 +52,7 @@ pub use project::{Listen, Project, ProjectOptions, SUPERUSER};
 pub use secrets::{Secret, kept_secret};
 pub use server_command::{CommandEnd, run_bounded, server_command};
 pub use service_user::ServiceUser;
-pub use template::{MAIN, NewProject, ensure_project};
+pub use template::{NewProject, ensure_project};
 pub use timestamp::Timestamp;
 
 /// What every fallible call of this crate returns.

@@ -14,7 +14,10 @@ use std::sync::Arc;
 use secrecy::ExposeSecret;
 
 use crate::compute_process::{ComputeDirectory, Purpose, Server, archive_shut_down_wal, read_control_file};
-use crate::ids::{BranchId, BranchName, LayerSequence, ManifestNumber, ManifestUid, ProjectName, ProjectUid, Term, Timeline};
+use crate::gateway::MAIN_BRANCH;
+use crate::ids::{
+    BranchId, BranchName, ManifestNumber, ManifestUid, ProjectName, ProjectUid, Term, Timeline,
+};
 use crate::installation::Installation;
 use crate::page_fs::import_cluster;
 use crate::page_store::{
@@ -24,9 +27,6 @@ use crate::provision::{UNCLAIMED_DATABASE, quote_identifier};
 use crate::secrets::{self, Secret};
 use crate::wal_keeper::{LogName, WalArchive};
 use crate::{CoreError, Result, Timestamp, initdb};
-
-/// Every project's first branch.
-pub const MAIN: &str = "main";
 
 /// No compute wrote it.
 const NO_TERM: Term = Term(0);
@@ -57,7 +57,7 @@ pub async fn ensure_project(
 ) -> Result<BranchId> {
     check_name("name", project.name.as_str(), &["postgres", "template0", "template1", UNCLAIMED_DATABASE])?;
     check_name("owner", &project.owner, &[crate::SUPERUSER, "public", "none"])?;
-    let main = BranchName::new(MAIN)?;
+    let main = BranchName::new(MAIN_BRANCH)?;
     if let Some(there) = pages.find_branch(&project.name, &main).await? {
         return Ok(there.branch);
     }
@@ -84,7 +84,7 @@ pub async fn ensure_project(
         Ok(()) => Ok(manifest.head.branch),
         Err(CoreError::BranchExists { .. }) => match pages.find_branch(&project.name, &main).await? {
             Some(there) => Ok(there.branch),
-            None => Err(CoreError::BranchExists { project: project.name.to_string(), branch: MAIN.to_owned() }),
+            None => Err(CoreError::BranchExists { project: project.name.to_string(), branch: MAIN_BRANCH.to_owned() }),
         },
         Err(error) => Err(error),
     }
@@ -120,7 +120,7 @@ async fn ensure_template(
     scratch: &Path,
 ) -> Result<Arc<Manifest>> {
     let name = template_name(installation.major())?;
-    let main = BranchName::new(MAIN)?;
+    let main = BranchName::new(MAIN_BRANCH)?;
     if pages.find_branch(&name, &main).await?.is_none() {
         tracing::info!(postgres = installation.major(), "making the template of all projects");
         match make_template(pages, &name, &main, installation, scratch).await {
@@ -130,7 +130,7 @@ async fn ensure_template(
         }
     }
     let branch = pages.find_branch(&name, &main).await?;
-    let missing = || CoreError::NoSuchBranch { project: name.to_string(), branch: MAIN.to_owned() };
+    let missing = || CoreError::NoSuchBranch { project: name.to_string(), branch: MAIN_BRANCH.to_owned() };
     let branch = branch.ok_or_else(missing)?.branch;
     pages.latest(&name, branch).await?.ok_or_else(missing)
 }

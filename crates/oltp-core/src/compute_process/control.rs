@@ -8,6 +8,8 @@
 //!   {"ask":"status"}      → {"ok":{"status":{…}}}         at once, whatever it is doing
 //!   {"ask":"ready"}       → {"ok":{"status":{…}}}         once it takes sessions
 //!   {"ask":"suspend"}     → {"ok":{"suspended":{…}}}      once it is down and everything is in the store
+//!   {"ask":{"confirmed":{"lsn":"0/16B3748"}}}
+//!                         → {"ok":{"confirmed":{"lsn":…}}}  once a majority of the keepers has flushed that
 //!   {"ask":"settle"}      → {"ok":{"settled":{"lsn":…}}}  all WAL flushed so far is in the store
 //!   {"ask":"cut"}         → {"ok":{"published":{…}}}      a manifest of this moment is published
 //! ```
@@ -50,6 +52,12 @@ pub enum Question {
     Status,
     /// The same, answered once it takes sessions.
     Ready,
+    /// Wait until a majority of the keepers has everything below: only then may others see it, such as the lake.
+    Confirmed {
+        /// One past the last byte.
+        #[serde(with = "crate::page_store::lsn_text")]
+        lsn: Lsn,
+    },
     /// Go down in order; answered once everything is in the store.
     Suspend,
     /// Bring all WAL flushed so far into the store: a branch can begin at what is answered.
@@ -74,6 +82,12 @@ pub enum Answer {
         /// Its number.
         manifest: ManifestNumber,
     },
+    /// To `confirmed`.
+    Confirmed {
+        /// A majority has everything below.
+        #[serde(with = "crate::page_store::lsn_text")]
+        lsn: Lsn,
+    },
     /// To `settle`.
     Settled {
         /// All WAL below is in the store.
@@ -92,6 +106,8 @@ pub enum Answer {
 enum Line {
     Ok(Answer),
     Failed(String),
+    /// The process is on its way out: whoever wants the branch has to start it again.
+    Ending,
 }
 
 /// Where a compute is in its life.
@@ -226,12 +242,12 @@ async fn answer_one(
         Ok(Asked { ask }) => {
             let (way_back, answer) = oneshot::channel();
             if requests.send((ask, way_back)).await.is_err() {
-                Line::Failed("the compute is ending".to_owned())
+                Line::Ending
             } else {
                 match answer.await {
                     Ok(Ok(answer)) => Line::Ok(answer),
                     Ok(Err(error)) => Line::Failed(chain(&error)),
-                    Err(_) => Line::Failed("the compute ended before it could answer".to_owned()),
+                    Err(_) => Line::Ending,
                 }
             }
         }
@@ -292,6 +308,7 @@ async fn exchange(socket: &Path, question: Question) -> Result<Option<Answer>> {
     }
     match serde_json::from_str(&line) {
         Ok(Line::Ok(answer)) => Ok(Some(answer)),
+        Ok(Line::Ending) => Ok(None),
         Ok(Line::Failed(reason)) => Err(CoreError::ComputeRefused { socket: socket.to_owned(), reason }),
         Err(error) => Err(failed("understand the compute at")(error.into())),
     }

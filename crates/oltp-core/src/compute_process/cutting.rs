@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 use wal_decoder::Lsn;
 
 use super::control::{self, Status};
@@ -30,7 +31,9 @@ use super::wal_floor::wal_floor;
 use crate::branches::lineage;
 use crate::ids::{ManifestNumber, ManifestUid, ProjectName, Term, Timeline};
 use crate::page_fs::{CaptureKind, Captured, Mounted};
-use crate::page_store::{Manifest, ManifestBody, ManifestHead, ManifestKind, PageStore, WalSpan};
+use crate::page_store::{
+    Compaction, Manifest, ManifestBody, ManifestHead, ManifestKind, ManifestView, PageStore, WalSpan,
+};
 use crate::{CoreError, Result, Timestamp};
 
 /// After a failure the next attempt waits this long, and twice as long after each further one.
@@ -59,7 +62,6 @@ pub(crate) struct Moment {
     pub(crate) min_recovery: Lsn,
 }
 
-
 impl Publisher {
     pub(crate) fn new(pages: PageStore, latest: Arc<Manifest>, term: Term) -> Publisher {
         let wal = latest.body.wal.clone();
@@ -73,6 +75,13 @@ impl Publisher {
             return;
         }
         self.wal = lineage::continued(&self.wal, &head.project, head.branch, timeline, from);
+    }
+
+    /// Merges layers of the newest manifest, if that is worth it.
+    fn compaction(&self) -> impl Future<Output = Result<Option<Compaction>>> + Send + use<> {
+        let (pages, term) = (self.pages.clone(), self.term);
+        let view = ManifestView::new(Arc::clone(&self.latest));
+        async move { pages.compact(&view, term).await }
     }
 
     /// Where the WAL of the branch lies, to its open end.
@@ -198,12 +207,21 @@ impl Cutter {
     /// The branch was deleted or a newer compute has it: nothing more may be written.
     pub(crate) async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Result<(Mounted, Publisher)> {
         let mut pause = self.every;
+        let mut pressure = self.mounted.pressure();
+        let mut compacting: Option<AbortOnDropHandle<Result<Option<Compaction>>>> = None;
         loop {
             let order = tokio::select! {
                 order = orders.recv() => match order {
                     Some(order) => Some(order),
                     None => return Ok((self.mounted, self.publisher)),
                 },
+                compacted = finished(&mut compacting) => {
+                    compacting = None;
+                    self.take_over(compacted).await;
+                    continue;
+                }
+                // Dirty pages fill the cache: sooner than the clock says, but not in a hurry after a failure.
+                _ = pressure.wait_for(|high| *high), if pause == self.every => None,
                 () = tokio::time::sleep(pause) => None,
             };
             if let Some(Order::FlushPosition(answer)) = order {
@@ -218,12 +236,28 @@ impl Cutter {
             }
             let outcome = self.cut().await;
             pause = self.after(&outcome, pause);
+            if outcome.is_ok() && compacting.is_none() {
+                compacting = Some(AbortOnDropHandle::new(tokio::spawn(self.publisher.compaction())));
+            }
             let fatal = matches!(&outcome, Err(CoreError::Fenced { .. } | CoreError::NoSuchBranch { .. }));
             match (order, outcome) {
                 (_, Err(error)) if fatal => return Err(error),
                 // Who asked may have left.
                 (Some(Order::Cut(answer)), outcome) => drop(answer.send(outcome)),
                 _ => {}
+            }
+        }
+    }
+
+    /// Later manifests name the merged layers in place of those they were made of.
+    async fn take_over(&self, compacted: Result<Option<Compaction>>) {
+        match compacted {
+            Ok(Some(Compaction { removed, added })) => {
+                self.mounted.replace_layers(&removed.into_iter().collect(), added).await;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(error = %control::chain(&error), "layers could not be merged; all stays as it is");
             }
         }
     }
@@ -266,6 +300,18 @@ impl Cutter {
             min_recovery: flushed.min(whole),
         };
         self.publisher.publish(captured, moment).await
+    }
+}
+
+/// Waits for the compaction under way; for ever when there is none.
+async fn finished(
+    compacting: &mut Option<AbortOnDropHandle<Result<Option<Compaction>>>>,
+) -> Result<Option<Compaction>> {
+    match compacting {
+        Some(task) => task
+            .await
+            .map_err(|ended| CoreError::io("merge", "the branch's layers")(std::io::Error::other(ended)))?,
+        None => std::future::pending().await,
     }
 }
 

@@ -38,6 +38,9 @@ const SOCKET_NAME: &str = ".s.PGSQL.5432";
 const ORPHAN_LIMIT: Duration = Duration::from_secs(20);
 const ORPHAN_RETRY: Duration = Duration::from_millis(5);
 
+/// A predecessor that has answered its last question is gone a moment later.
+const LEAVING_LIMIT: Duration = Duration::from_secs(3);
+
 /// A claimed directory. The claim ends with the process, or when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ComputeDirectory {
@@ -54,7 +57,15 @@ impl ComputeDirectory {
     pub(crate) async fn claim(root: &Path) -> Result<ComputeDirectory> {
         private_file::create_directory(root, 0o711)?;
         let root = root.canonicalize().map_err(CoreError::io("find", root))?;
-        let lock = lock(&root)?;
+        let waiting = Instant::now();
+        let lock = loop {
+            match lock(&root) {
+                Err(CoreError::AlreadyOpen { .. }) if waiting.elapsed() < LEAVING_LIMIT => {
+                    tokio::time::sleep(ORPHAN_RETRY).await;
+                }
+                outcome => break outcome?,
+            }
+        };
         let directory = ComputeDirectory { root, user: ServiceUser::for_new_cluster(), _lock: lock };
         directory.end_orphan().await?;
         let stale = directory.root.clone();

@@ -20,6 +20,7 @@ mod control;
 mod control_file;
 mod cutting;
 mod directory;
+mod idleness;
 mod local_wal;
 mod rewinding;
 mod server;
@@ -43,9 +44,10 @@ use crate::page_store::PageStore;
 use crate::wal_keeper::{Durability, KeeperAddress};
 use crate::{CoreError, Result, Timestamp};
 
-pub use control::{Answer, Question, State, Status, ask};
 pub(crate) use branch_beginning::archive_shut_down_wal;
+pub use control::{Answer, Question, State, Status, ask};
 pub(crate) use directory::{ComputeDirectory, control_socket};
+pub use server::PORT;
 pub(crate) use server::{Purpose, Server, log_tail, open_log};
 pub(crate) use wal_floor::read_control_file;
 
@@ -72,6 +74,8 @@ pub struct ComputeSpec {
     pub durability: Durability,
     /// How much of the local disk fetched pages may take.
     pub cache_limit: u64,
+    /// How long nothing has to happen for the branch to go to sleep by itself; `None`: never.
+    pub suspend_after: Option<Duration>,
     /// How often the branch is cut while pages are dirty.
     pub cut_every: Duration,
     /// The role that owns the project's database, which has the project's name.

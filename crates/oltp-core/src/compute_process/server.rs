@@ -34,7 +34,7 @@ use crate::server_command::{assignment, last_lines, server_command};
 use crate::{CoreError, Result};
 
 /// Names the socket and nothing else: every compute has a socket directory of its own.
-pub(crate) const PORT: u16 = 5432;
+pub const PORT: u16 = 5432;
 
 /// On every command line, in each way of starting.
 const FIXED: &[(&str, &str)] = &[
@@ -238,6 +238,22 @@ impl Server {
         role: &str,
         password: &SecretString,
     ) -> Result<Client, tokio_postgres::Error> {
+        let config = self.config(database, role, password);
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a session of the core with its Postgres ended");
+            }
+        });
+        Ok(client)
+    }
+
+    /// How the core's own role reaches a database.
+    pub(crate) fn superuser(&self, database: &str) -> tokio_postgres::Config {
+        self.config(database, SUPERUSER, &self.password)
+    }
+
+    fn config(&self, database: &str, role: &str, password: &SecretString) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config
             .host_path(&self.socket_directory)
@@ -249,13 +265,7 @@ impl Server {
             // Whatever the database's owner set for everybody is not meant for these sessions.
             .options("-c statement_timeout=0 -c idle_session_timeout=0 -c default_transaction_read_only=off")
             .connect_timeout(CONNECT_LIMIT);
-        let (client, connection) = config.connect(NoTls).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a session of the core with its Postgres ended");
-            }
-        });
-        Ok(client)
+        config
     }
 
     /// Connects until that works: the only proof that the server serves.

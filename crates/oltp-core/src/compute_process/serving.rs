@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use wal_decoder::Lsn;
 
 use super::control::{Answer, Question, Request, State, Status};
 use super::cutting::{Cutter, Moment, Order, Publisher};
+use super::idleness::Idleness;
 use super::server::Server;
-use super::{End, rewinding};
 use super::wal_floor::{read_control_file, wal_floor};
+use super::{End, rewinding};
 use crate::ids::{BranchId, ManifestNumber, ProjectName, Term, Timeline};
 use crate::page_fs::{CaptureKind, Mounted};
 use crate::wal_keeper::{StreamEnd, Streaming};
@@ -42,6 +43,7 @@ pub(crate) struct Started {
     pub(crate) server: Server,
     pub(crate) streaming: Streaming,
     pub(crate) cutter: Cutter,
+    pub(crate) idle: Idleness,
 }
 
 /// Serves until suspended; ends at once, with an error, when Postgres, the keepers' session or the term is lost.
@@ -51,23 +53,22 @@ pub(crate) async fn serve(
     board: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<End> {
-    let Started { project, branch, server, streaming, cutter } = started;
+    let Started { project, branch, server, streaming, cutter, mut idle } = started;
     let streaming = Arc::new(streaming);
     board.send_modify(|status| status.state = State::Running);
     let (orders, received) = mpsc::channel(ORDERS);
     let (data, timeline) = (cutter.data.clone(), cutter.timeline);
-    let mut cutting = tokio::spawn(cutter.run(received));
+    // Ends with this future: nothing may publish after whoever runs the compute has given it up.
+    let mut cutting = AbortOnDropHandle::new(tokio::spawn(cutter.run(received)));
     let mut asked = None;
     let mut ended = streaming.ended();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     loop {
         tokio::select! {
             end = server.wait_exit() => {
-                cutting.abort();
                 return Err(CoreError::PostgresEnded { project: project.to_string(), end, tail: server.last_words() });
             }
             end = stream_end(&mut ended) => {
-                cutting.abort();
                 return Err(lost(&project, branch, streaming.term(), end));
             }
             ended = &mut cutting => {
@@ -75,6 +76,10 @@ pub(crate) async fn serve(
                 return Err(joined(ended).err().unwrap_or(CoreError::ComputeEnding));
             }
             _ = ticks.tick() => show(&board, &streaming),
+            () = idle.wait() => {
+                tracing::info!(%project, %branch, "nothing has happened for long enough: the branch goes to sleep");
+                break;
+            }
             () = shutdown.cancelled() => break,
             request = requests.recv() => match request {
                 None => break,
@@ -142,6 +147,7 @@ fn answer(
     tokio::spawn(async move {
         let answer = match question {
             Question::Status | Question::Ready | Question::Suspend => Ok(Answer::Status(Box::new(status))),
+            Question::Confirmed { lsn } => confirmed(&streaming, lsn).await.map(|lsn| Answer::Confirmed { lsn }),
             Question::Settle => settle(&orders, &streaming).await.map(|lsn| Answer::Settled { lsn }),
             Question::Cut => cut(&orders).await.map(|manifest| Answer::Published { manifest }),
         };
@@ -150,16 +156,19 @@ fn answer(
     });
 }
 
+/// Waits until a majority of the keepers has everything below `lsn`.
+async fn confirmed(streaming: &Streaming, lsn: Lsn) -> Result<Lsn> {
+    let mut majority = streaming.majority();
+    let reached = majority.wait_for(|majority| *majority >= lsn).await;
+    reached.map(|majority| *majority).map_err(|_| CoreError::ComputeEnding)
+}
+
 /// Everything that was flushed when this was asked is in the store when it is answered.
 async fn settle(orders: &mpsc::Sender<Order>, streaming: &Streaming) -> Result<Lsn> {
     let (way_back, answer) = oneshot::channel();
     orders.send(Order::FlushPosition(way_back)).await.map_err(|_| CoreError::ComputeEnding)?;
     let flushed = answer.await.map_err(|_| CoreError::ComputeEnding)??;
-    let mut majority = streaming.majority();
-    if majority.wait_for(|majority| *majority >= flushed).await.is_err() {
-        return Err(CoreError::ComputeEnding);
-    }
-    drop(majority);
+    confirmed(streaming, flushed).await?;
     streaming.archive_all().await;
     Ok(*streaming.archived().borrow())
 }
@@ -179,7 +188,7 @@ async fn suspend(
     branch: BranchId,
     server: Server,
     streaming: &Streaming,
-    cutting: JoinHandle<Result<(Mounted, Publisher)>>,
+    cutting: AbortOnDropHandle<Result<(Mounted, Publisher)>>,
     data: &Path,
     timeline: Timeline,
 ) -> Result<ManifestNumber> {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::branch_beginning::begin_branch;
 use super::control::{State, Status};
 use super::cutting::{Cutter, Publisher};
+use super::idleness::Idleness;
 use super::rewinding::on_mount;
 use super::server::{PORT, Purpose, SUPERUSER, Server};
 use super::serving::Started;
@@ -41,6 +42,7 @@ pub(super) async fn start(
             archive: archive.clone(),
             above: before.head.term,
             system_identifier: before.body.system_identifier,
+            durability: spec.durability,
         };
         let elected = elect(&election).await?;
         // Once more, after the election: no older compute can add to the branch any more.
@@ -104,13 +106,13 @@ async fn start_ordinary(
     let (client, ()) = tokio::try_join!(server.wait_until_ready(), publisher.publish_in_service())?;
     let config = StreamConfig {
         postgres: superuser_source(spec, &server),
-        durability: spec.durability,
         origin: placed,
     };
     // From here on commits are confirmed.
     let streaming = elected.stream(config).await?;
     provision::provision(&client, spec.project.as_str(), &spec.owner, &spec.owner_password).await?;
     provision::settle_password(&server, &client, spec.project.as_str(), &spec.owner, &spec.owner_password).await?;
+    let idle = Idleness::new(spec.suspend_after, server.connect("postgres").await?, server.superuser("postgres"));
     let cutter = Cutter {
         majority: streaming.majority(),
         recoverable: streaming.recoverable(),
@@ -122,7 +124,7 @@ async fn start_ordinary(
         board: board.clone(),
         every: spec.cut_every,
     };
-    Ok(Started { project: spec.project.clone(), server, streaming, cutter })
+    Ok(Started { project: spec.project.clone(), branch: spec.branch, server, streaming, cutter, idle })
 }
 
 /// Mounts the manifest's pages.

@@ -13,6 +13,8 @@
 //! Databases outlive the daemon: the processes have process groups of their own, and nothing here ends one
 //! unless it is asked to.
 
+mod branch_waker;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -28,6 +30,8 @@ use tokio::sync::Mutex;
 use crate::compute_process::{Answer, Question, Status, ask, control_socket, log_tail, open_log};
 use crate::ids::{BranchId, ManifestNumber, ProjectName};
 use crate::{CoreError, Result, private_file};
+
+pub use branch_waker::BranchWaker;
 
 /// From its start to its socket a process only claims its directory and ends an orphan.
 const SOCKET_LIMIT: Duration = Duration::from_secs(60);

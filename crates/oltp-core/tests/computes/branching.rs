@@ -15,7 +15,7 @@ async fn a_branch_of_a_running_parent_has_all_it_acknowledged_and_neither_sees_t
     client
         .batch_execute("BEGIN; INSERT INTO t VALUES (1000); PREPARE TRANSACTION 'coordinated'")
         .await
-        .unwrap_err();
+        .unwrap();
     client.query("SELECT pg_create_logical_replication_slot('parents', 'test_decoding')", &[]).await.unwrap();
     client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
 
@@ -25,6 +25,8 @@ async fn a_branch_of_a_running_parent_has_all_it_acknowledged_and_neither_sees_t
     let on_child = child.owner().await;
     assert_eq!(number(&on_child, "SELECT sum(a) FROM t").await, 3);
     assert_eq!(number(&on_child, "SELECT count(*) FROM pg_replication_slots").await, 0);
+    assert_eq!(number(&on_child, "SELECT count(*) FROM pg_prepared_xacts").await, 0);
+    assert_eq!(number(&client, "SELECT count(*) FROM pg_prepared_xacts").await, 1);
     on_child.batch_execute("INSERT INTO t VALUES (8)").await.unwrap();
     assert_eq!(number(&client, "SELECT sum(a) FROM t").await, 7);
 

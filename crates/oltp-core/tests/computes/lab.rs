@@ -104,11 +104,12 @@ impl Lab {
             keepers: vec![KeeperAddress::unix(self.keeper_socket())],
             durability: Durability::Keeper,
             cache_limit: 256 << 20,
+            suspend_after: None,
             cut_every: Duration::from_millis(500),
             owner: "shop".to_owned(),
             owner_password: PASSWORD.to_owned().into(),
             superuser_password: superuser,
-            settings: BTreeMap::new(),
+            settings: BTreeMap::from([("max_prepared_transactions".to_owned(), "8".to_owned())]),
         }
     }
 
