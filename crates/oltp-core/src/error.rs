@@ -212,6 +212,14 @@ pub enum CoreError {
         /// The storage.
         storage: String,
     },
+    /// A compute did not go down in order.
+    #[error("project `{project}` did not go to sleep in order, so its next start recovers; nothing is lost: {reason}")]
+    SuspendFailed {
+        /// The project.
+        project: String,
+        /// What happened, with its causes.
+        reason: String,
+    },
     /// The compute is on its way down.
     #[error("the compute is ending")]
     ComputeEnding,

@@ -221,7 +221,7 @@ impl Cutter {
                     continue;
                 }
                 // Dirty pages fill the cache: sooner than the clock says, but not in a hurry after a failure.
-                _ = pressure.wait_for(|high| *high), if pause == self.every => None,
+                () = raised(&mut pressure), if pause == self.every => None,
                 () = tokio::time::sleep(pause) => None,
             };
             if let Some(Order::FlushPosition(answer)) = order {
@@ -300,6 +300,14 @@ impl Cutter {
             min_recovery: flushed.min(whole),
         };
         self.publisher.publish(captured, moment).await
+    }
+}
+
+/// Waits until dirty pages fill the cache.
+async fn raised(pressure: &mut watch::Receiver<bool>) {
+    if pressure.wait_for(|high| *high).await.is_err() {
+        // The mount is gone; whoever owns it notices elsewhere.
+        std::future::pending().await
     }
 }
 

@@ -78,7 +78,8 @@ pub(crate) async fn rewind(
     let launch =
         |until| Server::launch(directory, installation, project, password, &Purpose::Rewinding { until });
     let mut server = launch(until.clone())?;
-    let client = match server.wait_until_ready().await {
+    let first = server.wait_until_ready().await;
+    let client = match first {
         Err(CoreError::StartFailed { tail, .. }) if until.is_some() && tail.contains(NO_LATER_COMMIT) => {
             server = launch(None)?;
             server.wait_until_ready().await?

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use wal_decoder::Lsn;
 
-use super::control::{Answer, Question, Request, State, Status};
+use super::control::{self, Answer, Question, Request, State, Status};
 use super::cutting::{Cutter, Moment, Order, Publisher};
 use super::idleness::Idleness;
 use super::server::Server;
@@ -103,7 +103,12 @@ pub(crate) async fn serve(
             let _ = way_back.send(Ok(Answer::Suspended { manifest }));
             Ok(End::Suspended(manifest))
         }
-        (_, outcome) => outcome.map(End::Suspended),
+        (Some(way_back), Err(error)) => {
+            let reason = control::chain(&error);
+            let _ = way_back.send(Err(CoreError::SuspendFailed { project: project.to_string(), reason }));
+            Err(error)
+        }
+        (None, outcome) => outcome.map(End::Suspended),
     }
 }
 
