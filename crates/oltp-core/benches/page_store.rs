@@ -128,7 +128,8 @@ fn layers(runtime: &Runtime, store: &PageStore) -> ManifestView {
     }
     let mut state = 1_u64;
     let layers = runtime.block_on(async {
-        let mut writer = store.write_layers(&project(), Term(1), LayerSequence(1)).unwrap();
+        let mut writer =
+            store.write_layers(&project(), BranchId::random(), Term(1), LayerSequence(1)).unwrap();
         for block in 0..BLOCKS {
             let bytes: Vec<u8> = std::iter::repeat_with(|| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

@@ -296,6 +296,19 @@ pub enum CoreError {
         /// The option's name; its value may be a secret.
         option: String,
     },
+    /// The object store does not keep the promise that everything rests on.
+    #[error(
+        "the store at `{uri}` let {winners} of {racers} racing writers put one object that only the first may put. \
+         Use a store that honours `If-None-Match: *`"
+    )]
+    NoConditionalPut {
+        /// The storage's address.
+        uri: String,
+        /// How many were told that they had put it.
+        winners: u32,
+        /// How many tried.
+        racers: u32,
+    },
     /// The object store refused, or could not be reached after several attempts.
     #[error("cannot {action} `{object}`")]
     Object {
@@ -436,13 +449,13 @@ pub enum CoreError {
     },
     /// Layers waited too long for their manifest.
     #[error(
-        "layer {layer} was written {age:?} before the manifest {number} of branch {branch} that names it first, and \
-         may be collected any moment: its pages have to be captured again"
+        "layer {layer} is new in manifest {number} of branch {branch} and was written {age:?} before the one before \
+         was published: it may have been collected, and its pages have to be written again"
     )]
     LayerTooOld {
         /// The layer.
         layer: crate::ids::LayerId,
-        /// How long ago it was written.
+        /// How long before the manifest before it was written.
         age: Duration,
         /// The branch.
         branch: crate::ids::BranchId,

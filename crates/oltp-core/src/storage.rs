@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
@@ -35,6 +36,7 @@ use object_store::{
     ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
 };
 use url::Url;
+use uuid::Uuid;
 
 use crate::{CoreError, Result};
 use local_disk::{LOCAL_STORE, STAGED, put_durably, read_part};
@@ -49,6 +51,9 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(120);
 const ATTEMPTS: u32 = 4;
 /// The pause before the second attempt; doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Enough racing puts that a store is caught which looks first and writes then.
+const PROBE_RACERS: u32 = 16;
 
 /// What became of a put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +189,26 @@ impl Storage {
             }
         };
         self.bounded("write", path, attempt).await
+    }
+
+    /// Checks that the store can be written, and that of racing puts of one name exactly one wins: who writes a
+    /// branch hangs on it, and there are stores that take the condition and ignore it.
+    ///
+    /// # Errors
+    /// [`CoreError::NoConditionalPut`], or the store failed.
+    pub async fn probe(&self) -> Result<()> {
+        let path = Path::from("probe").join(Uuid::new_v4().to_string());
+        let racers = (0..PROBE_RACERS).map(|racer| self.put_if_absent(&path, Bytes::from(racer.to_string())));
+        let outcomes = join_all(racers).await;
+        self.delete(&path).await?;
+        let mut winners = 0;
+        for outcome in outcomes {
+            winners += u32::from(outcome? == Put::Created);
+        }
+        if winners == 1 {
+            return Ok(());
+        }
+        Err(CoreError::NoConditionalPut { uri: self.uri.to_string(), winners, racers: PROBE_RACERS })
     }
 
     /// Reads a whole object of at most `limit` bytes; `None` when there is none.
@@ -413,7 +438,6 @@ fn without_userinfo(uri: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     fn local() -> (tempfile::TempDir, Storage) {
         let folder = tempfile::tempdir().unwrap();
@@ -458,6 +482,14 @@ mod tests {
         );
         assert_eq!(storage.delete_abandoned_puts(&Path::default(), Duration::ZERO).await.unwrap(), 1);
         assert!(!staged.exists());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_lets_one_of_racing_puts_win_passes_the_probe() {
+        let (folder, storage) = local();
+        storage.probe().await.unwrap();
+        assert_eq!(storage.list(&Path::default(), None).await.unwrap(), []);
+        drop(folder);
     }
 
     #[tokio::test]

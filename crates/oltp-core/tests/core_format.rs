@@ -80,7 +80,9 @@ impl Reader {
             }
             let name = format!("{}-{}.layer", layer["term"], layer["id"].as_str().unwrap());
             let folder = self.storage.join("projects").join(layer["project"].as_str().unwrap());
-            let object = std::fs::read(folder.join("layers").join(name)).unwrap();
+            let object =
+                std::fs::read(folder.join("layers").join(layer["branch"].as_str().unwrap()).join(name))
+                    .unwrap();
             assert_eq!(layer["bytes"], object.len());
             if let Some(page) = page_of_layer(&object, id, block) {
                 return page;
@@ -142,6 +144,7 @@ async fn a_program_written_from_the_document_reads_every_file() {
         .collect();
     files[1].truncations = vec![Truncation { sequence: LayerSequence(2), from_block: 30 }];
 
+    let branch = BranchId::random();
     let mut layers = Vec::new();
     let mut expected: BTreeMap<PageKey, Page> = BTreeMap::new();
     let versions =
@@ -150,7 +153,7 @@ async fn a_program_written_from_the_document_reads_every_file() {
         if version == 2 {
             expected.retain(|key, _| key.file != FileId(2) || key.block < 30);
         }
-        let mut writer = store.write_layers(&project, Term(9), LayerSequence(version)).unwrap();
+        let mut writer = store.write_layers(&project, branch, Term(9), LayerSequence(version)).unwrap();
         let keys = first_file
             .into_iter()
             .map(|block| (1, block))
@@ -162,7 +165,6 @@ async fn a_program_written_from_the_document_reads_every_file() {
         }
         layers.extend(writer.finish().await.unwrap());
     }
-    let branch = BranchId::random();
     let head = ManifestHead {
         project: project.clone(),
         branch,

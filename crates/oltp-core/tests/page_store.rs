@@ -68,7 +68,8 @@ fn files_of(data: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 async fn import(store: &PageStore, project: &ProjectName, files: &[(String, Vec<u8>)]) -> Manifest {
-    let mut writer = store.write_layers(project, Term(1), LayerSequence(1)).unwrap();
+    let branch = BranchId::random();
+    let mut writer = store.write_layers(project, branch, Term(1), LayerSequence(1)).unwrap();
     let mut entries = Vec::new();
     for (at, (path, content)) in files.iter().enumerate() {
         let id = FileId(at as u64 + 1);
@@ -84,7 +85,7 @@ async fn import(store: &PageStore, project: &ProjectName, files: &[(String, Vec<
             truncations: Vec::new(),
         });
     }
-    let (branch, now) = (BranchId::random(), Timestamp::now());
+    let now = Timestamp::now();
     let layers = writer.finish().await.unwrap();
     Manifest {
         head: ManifestHead {

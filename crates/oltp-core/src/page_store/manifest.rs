@@ -199,9 +199,11 @@ pub struct SymlinkEntry {
 pub struct LayerRef {
     /// The project in whose folder it lies.
     pub project: ProjectName,
-    /// The term of its writer.
+    /// The branch whose compute wrote it.
+    pub branch: BranchId,
+    /// The term of that compute.
     pub term: Term,
-    /// Its id: with the term, its name.
+    /// Its id: with branch and term, its name.
     pub id: LayerId,
     /// Its age among the manifest's layers. Layers of one sequence have no page in common.
     pub sequence: LayerSequence,
@@ -341,7 +343,7 @@ fn shown(path: &str) -> String {
 }
 
 /// LSNs as Postgres prints them.
-pub(crate) mod lsn_text {
+mod lsn_text {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
     use wal_decoder::Lsn;
 

@@ -16,7 +16,6 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
 use super::manifest::{BranchState, LayerRef, Manifest, ManifestHead};
-use super::manifest_cache::Named;
 use super::manifest_format::{self, ManifestDefect};
 use super::{GRACE, PageStore, object_names};
 use crate::ids::{BranchId, ManifestNumber, ManifestUid, ProjectName, Term};
@@ -38,8 +37,8 @@ impl PageStore {
     /// # Errors
     /// [`CoreError::Fenced`] when a higher term published meanwhile, [`CoreError::NoSuchBranch`] when the
     /// branch was deleted: stop. [`CoreError::AlreadyPublished`] when the number was taken by a term that is
-    /// not higher. [`CoreError::LayerTooOld`] when a new layer waited longer than half of [`GRACE`]
-    /// for this: capture its pages again.
+    /// not higher. [`CoreError::LayerTooOld`] when a new layer was written longer than half of [`GRACE`] before
+    /// the manifest before this one, which should have named it: compact, or capture, again.
     pub async fn publish(&self, manifest: &Arc<Manifest>) -> Result<()> {
         self.check_ages(manifest).await?;
         self.put_manifest(manifest).await
@@ -154,28 +153,30 @@ impl PageStore {
         Ok(())
     }
 
-    /// Refuses layers that are old enough to be collected and that no manifest before this one named.
+    /// Refuses layers that collection may already have taken for garbage: new ones that are older than the
+    /// predecessor, by more than clocks differ.
     async fn check_ages(&self, manifest: &Manifest) -> Result<()> {
-        let (head, now) = (&manifest.head, Timestamp::now());
-        let age = |layer: &LayerRef| now.since(layer.written_at);
-        let old: Vec<&LayerRef> =
-            manifest.body.layers.iter().filter(|layer| age(layer) > GRACE / 2).collect();
-        let unknown = |named: &Named| old.iter().copied().find(|layer| !named.contains(layer.id));
-        let Some(mut layer) = unknown(&self.named.of(head.branch)) else { return Ok(()) };
-        if head.number.0 > 1 {
-            let before = ManifestNumber(head.number.0 - 1);
-            self.named.remember(&*self.manifest(&head.project, head.branch, before).await?);
-            match unknown(&self.named.of(head.branch)) {
-                Some(still) => layer = still,
-                None => return Ok(()),
+        let head = &manifest.head;
+        let before = ManifestNumber(head.number.0.saturating_sub(1));
+        let (named, since) = if before.0 == 0 {
+            (Arc::default(), Timestamp::now())
+        } else {
+            match self.named.of(head.branch, before) {
+                Some(named) => named,
+                None => self.named.remember(&*self.manifest(&head.project, head.branch, before).await?),
             }
+        };
+        let horizon = since.before(GRACE / 2);
+        let too_old = |layer: &&LayerRef| layer.written_at < horizon && !named.contains(&layer.id);
+        match manifest.body.layers.iter().find(too_old) {
+            None => Ok(()),
+            Some(layer) => Err(CoreError::LayerTooOld {
+                layer: layer.id,
+                age: since.since(layer.written_at),
+                branch: head.branch,
+                number: head.number,
+            }),
         }
-        Err(CoreError::LayerTooOld {
-            layer: layer.id,
-            age: age(layer),
-            branch: head.branch,
-            number: head.number,
-        })
     }
 
     /// The newest manifest of a branch; `None` when there is no such branch. That of a deleted branch says so.

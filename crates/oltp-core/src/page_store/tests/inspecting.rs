@@ -16,7 +16,7 @@ async fn a_project(store: &PageStore) -> Manifest {
     store.create_project(&record).await.unwrap();
     let mut main = manifest(BranchId::random(), 1, 1);
     main.body.files = vec![file(1, 4), FileEntry { path: "base/5/16384".to_owned(), ..file(2, 4) }];
-    let mut writer = store.write_layers(&shop(), Term(1), LayerSequence(1)).unwrap();
+    let mut writer = store.write_layers(&shop(), main.head.branch, Term(1), LayerSequence(1)).unwrap();
     writer.add(key(1, 0), &page(key(1, 0), 1)).await.unwrap();
     writer.add(key(2, 3), &Page::zeroed()).await.unwrap();
     main.body.layers = writer.finish().await.unwrap();
@@ -80,7 +80,7 @@ async fn every_flipped_byte_is_found_and_its_object_named() {
 async fn a_missing_layer_a_strange_object_and_a_wrong_page_are_found() {
     let store = in_memory();
     let mut main = a_project(&store).await;
-    let mut writer = store.write_layers(&shop(), Term(1), LayerSequence(2)).unwrap();
+    let mut writer = store.write_layers(&shop(), main.head.branch, Term(1), LayerSequence(2)).unwrap();
     writer.add(key(2, 0), &page(key(2, 0), 1)).await.unwrap();
     main.body.layers.extend(writer.finish().await.unwrap());
     main.body.next_layer_sequence = LayerSequence(3);
