@@ -106,10 +106,6 @@ impl Taken {
     pub(super) fn new(directory: Arc<DataDirectory>, closed: Closed) -> Taken {
         Taken { directory, closed }
     }
-
-    pub(super) fn closed(&self) -> &Closed {
-        &self.closed
-    }
 }
 
 impl Drop for Taken {

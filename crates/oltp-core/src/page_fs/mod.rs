@@ -45,7 +45,6 @@ use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -398,14 +397,13 @@ fn start_session(options: &MountOptions, filesystem: PageFilesystem) -> Result<B
 
 fn end_session(session: BackgroundSession, point: &Path) -> Result<()> {
     let refused = |source| CoreError::Mount { mount_point: point.to_owned(), source };
-    match umount2(point, MntFlags::empty()) {
-        // An ordinary user's mount is taken away by fusermount, which the session knows how to call.
-        Ok(()) | Err(Errno::EPERM | Errno::EINVAL) => session.umount_and_join().map_err(refused),
-        Err(Errno::EBUSY) => {
+    let busy = |error: &std::io::Error| error.raw_os_error() == Some(Errno::EBUSY as i32);
+    match session.umount_and_join() {
+        Err(error) if busy(&error) => {
             tracing::warn!(mount_point = %point.display(), "files are still open; the mount ends when they are closed");
             mount_point::detach(point)
         }
-        Err(errno) => Err(refused(errno.into())),
+        ended => ended.map_err(refused),
     }
 }
 

@@ -323,7 +323,7 @@ async fn a_full_cache_waits_for_a_capture_and_says_so() {
     assert_eq!(bench.directory.write(&file, 5000 * PAGE_BYTES, &page(2)), Err(Stop::NoRoom));
     bench.cut_and_capture().await;
     assert!(!*pressure.borrow());
-    bench.directory.write(&file, 5000 * PAGE_BYTES, &page(2)).unwrap();
+    bench.write(&file, 5000 * PAGE_BYTES, &page(2)).await;
 }
 
 #[tokio::test]
@@ -334,9 +334,9 @@ async fn half_a_page_holds_the_cut_up_until_the_other_half_is_there() {
     let directory = Arc::clone(&bench.directory);
     let closing = std::thread::spawn(move || directory.gate.close());
     bench.write(&file, PAGE_BYTES / 2, &vec![0; PAGE / 2]).await;
-    closing.join().unwrap().unwrap();
+    drop(Taken::new(Arc::clone(&bench.directory), closing.join().unwrap().unwrap()));
 
-    bench.write(&file, PAGE_BYTES, &vec![0; 100]).await;
+    bench.write(&file, PAGE_BYTES, &[0; 100]).await;
     assert!(bench.directory.gate.close().is_err(), "its writer is gone");
     bench.truncate(&file, PAGE_BYTES).await;
     drop(bench.cut());
