@@ -191,6 +191,19 @@ pub enum CoreError {
         /// The option's name; its value may be a secret.
         option: String,
     },
+    /// The object store does not keep the promise that everything rests on.
+    #[error(
+        "the store at `{uri}` let {winners} of {racers} racing writers put one object that only the first may put. \
+         Use a store that honours `If-None-Match: *`"
+    )]
+    NoConditionalPut {
+        /// The storage's address.
+        uri: String,
+        /// How many were told that they had put it.
+        winners: u32,
+        /// How many tried.
+        racers: u32,
+    },
     /// The object store refused, or could not be reached after several attempts.
     #[error("cannot {action} `{object}`")]
     Object {
@@ -317,6 +330,32 @@ pub enum CoreError {
         project: String,
         /// The name.
         branch: String,
+    },
+    /// What a branch was being made from is gone.
+    #[error(
+        "manifest {manifest} of branch {branch}, from which another one was being made, went out of retention \
+         meanwhile; try again, or choose a later point"
+    )]
+    BranchPointGone {
+        /// The branch that was copied from.
+        branch: crate::ids::BranchId,
+        /// The manifest that was copied.
+        manifest: crate::ids::ManifestNumber,
+    },
+    /// Layers waited too long for their manifest.
+    #[error(
+        "layer {layer} is new in manifest {number} of branch {branch} and was written {age:?} before the one before \
+         was published: it may have been collected, and its pages have to be written again"
+    )]
+    LayerTooOld {
+        /// The layer.
+        layer: crate::ids::LayerId,
+        /// How long before the manifest before it was written.
+        age: Duration,
+        /// The branch.
+        branch: crate::ids::BranchId,
+        /// The manifest that was not published.
+        number: crate::ids::ManifestNumber,
     },
     /// The storage has no such project.
     #[error("there is no project `{project}` in this storage; add it to `databases` in the configuration")]

@@ -142,6 +142,10 @@ id!(
     BranchId
 );
 id!(
+    /// A project for ever: made anew under the same name, it is another one.
+    ProjectUid
+);
+id!(
     /// A layer: with the term of its writer, its name.
     LayerId
 );

@@ -15,9 +15,11 @@
 //! [`Storage::put_if_absent`] says so, and its caller looks at what is there. Objects with a random id
 //! in their names and manifests, which carry one inside, are recognised that way.
 
+mod local_disk;
+
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io::Write as _;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 use std::str::FromStr;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
@@ -36,6 +39,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{CoreError, Result};
+use local_disk::{LOCAL_STORE, STAGED, put_durably, read_part};
 
 /// One request to a remote store; the largest object is some 32 MiB.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,10 +51,9 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(120);
 const ATTEMPTS: u32 = 4;
 /// The pause before the second attempt; doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How errors of our own puts to a local disk name their store.
-const LOCAL_STORE: &str = "local";
-/// What names the file of a put under way on a local disk.
-const STAGED: &str = ".staged";
+
+/// Enough racing puts that a store is caught which looks first and writes then.
+const PROBE_RACERS: u32 = 16;
 
 /// What became of a put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,6 +191,26 @@ impl Storage {
         self.bounded("write", path, attempt).await
     }
 
+    /// Checks that the store can be written, and that of racing puts of one name exactly one wins: who writes a
+    /// branch hangs on it, and there are stores that take the condition and ignore it.
+    ///
+    /// # Errors
+    /// [`CoreError::NoConditionalPut`], or the store failed.
+    pub async fn probe(&self) -> Result<()> {
+        let path = Path::from("probe").join(Uuid::new_v4().to_string());
+        let racers = (0..PROBE_RACERS).map(|racer| self.put_if_absent(&path, Bytes::from(racer.to_string())));
+        let outcomes = join_all(racers).await;
+        self.delete(&path).await?;
+        let mut winners = 0;
+        for outcome in outcomes {
+            winners += u32::from(outcome? == Put::Created);
+        }
+        if winners == 1 {
+            return Ok(());
+        }
+        Err(CoreError::NoConditionalPut { uri: self.uri.to_string(), winners, racers: PROBE_RACERS })
+    }
+
     /// Reads a whole object of at most `limit` bytes; `None` when there is none.
     ///
     /// # Errors
@@ -219,6 +242,13 @@ impl Storage {
     /// # Errors
     /// The store failed.
     pub async fn get_range(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
+        if let Some(file) = self.local_file(path) {
+            // One hop to a thread that may block, where the store's own way takes three.
+            let read = tokio::task::spawn_blocking(move || read_part(&file, range)).await;
+            return read
+                .unwrap_or_else(|ended| Err(ended.into()))
+                .map_err(CoreError::io("read", self.name_of(path)));
+        }
         let attempt = || async {
             match self.objects.get_range(&self.full(path), range.clone()).await {
                 Ok(bytes) => Ok(Some(bytes)),
@@ -278,6 +308,21 @@ impl Storage {
             }
         };
         self.bounded("delete", path, attempt).await
+    }
+
+    /// Forgets a folder without objects: on a local disk it would stay for ever. Nobody may be putting
+    /// something into it.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub async fn forget_empty_folder(&self, folder: &Path) -> Result<()> {
+        let Some(path) = self.local_file(folder) else { return Ok(()) };
+        match tokio::fs::remove_dir(&path).await {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                Err(CoreError::io("remove the empty folder", path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Deletes what puts left behind that were interrupted by a crash, when it is older than `age`.
@@ -382,48 +427,6 @@ pub(crate) fn last_part(path: &Path) -> Option<String> {
     Some(name.decode_utf8().ok()?.into_owned())
 }
 
-async fn put_durably(file: PathBuf, bytes: Bytes, path: &Path) -> object_store::Result<()> {
-    match tokio::task::spawn_blocking(move || link_durably(&file, &bytes)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(source)) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(object_store::Error::AlreadyExists { path: path.to_string(), source: source.into() })
-        }
-        Ok(Err(source)) => Err(object_store::Error::Generic { store: LOCAL_STORE, source: source.into() }),
-        Err(source) => Err(object_store::Error::JoinError { source }),
-    }
-}
-
-/// The name appears only with its whole content, and both survive a power cut.
-fn link_durably(file: &FilePath, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = file.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
-    create_folder_durably(folder)?;
-    let staged = folder.join(format!(".{}{STAGED}", Uuid::new_v4()));
-    let written = (|| {
-        let mut output = std::fs::File::create_new(&staged)?;
-        output.write_all(bytes)?;
-        output.sync_all()?;
-        std::fs::hard_link(&staged, file)
-    })();
-    // A staged file left behind is named so that nobody takes it for an object.
-    let removed = std::fs::remove_file(&staged);
-    written?;
-    removed?;
-    std::fs::File::open(folder)?.sync_all()
-}
-
-/// Makes `folder` and what is missing above it, each entry synced in the folder that holds it.
-fn create_folder_durably(folder: &FilePath) -> std::io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let above = folder.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
-    create_folder_durably(above)?;
-    match std::fs::create_dir(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => std::fs::File::open(above)?.sync_all(),
-    }
-}
-
 /// An address that may carry a password is cut back to what is safe to show.
 fn without_userinfo(uri: &str) -> String {
     match (uri.split_once("://"), uri.rsplit_once('@')) {
@@ -479,6 +482,14 @@ mod tests {
         );
         assert_eq!(storage.delete_abandoned_puts(&Path::default(), Duration::ZERO).await.unwrap(), 1);
         assert!(!staged.exists());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_lets_one_of_racing_puts_win_passes_the_probe() {
+        let (folder, storage) = local();
+        storage.probe().await.unwrap();
+        assert_eq!(storage.list(&Path::default(), None).await.unwrap(), []);
+        drop(folder);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@
 
 use bytes::Bytes;
 
+use super::manifest::LayerRef;
 use super::page::{PAGE_BYTES, Page};
 use crate::ids::{FileId, PageKey};
 
@@ -23,6 +24,10 @@ pub const WINDOW_BLOCKS: u32 = 16;
 
 const ENTRY_BYTES: usize = 32;
 pub(super) const FOOTER_BYTES: usize = 40;
+/// No layer is larger, even one whose last pages do not compress.
+pub(super) const OBJECT_LIMIT: u64 = 256 << 20;
+/// An index of 2 MiB.
+const RUNS_WANTED: usize = 1 << 16;
 /// The index of a layer of the largest size has far fewer runs; more are damage.
 const RUNS_LIMIT: usize = 1 << 20;
 /// Fast enough to disappear behind the store, and most of what a higher level would save.
@@ -30,17 +35,27 @@ const COMPRESSION_LEVEL: i32 = 1;
 
 /// Why bytes are no layer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum LayerDefect {
+pub enum LayerDefect {
+    /// The first bytes are others.
     #[error("it does not start as a layer does")]
     Magic,
+    /// The last bytes are others.
     #[error("its footer is damaged")]
     Footer,
+    /// A later version of the format.
     #[error("it has format {0}")]
     TooNew(u32),
+    /// The index is not what was written, or not that of these bytes.
     #[error("its index is damaged ({0})")]
     Index(&'static str),
+    /// The pages of a run are not what was written.
     #[error("the run at byte {offset} is damaged ({reason})")]
-    Run { offset: u64, reason: &'static str },
+    Run {
+        /// Where it starts.
+        offset: u64,
+        /// What does not fit.
+        reason: &'static str,
+    },
 }
 
 /// Where a run lies and which pages it has.
@@ -220,9 +235,10 @@ impl LayerBuilder {
         })
     }
 
-    /// Bytes so far, without the run that is being filled.
-    pub(super) fn size(&self) -> usize {
-        self.bytes.len() + self.index.len() * ENTRY_BYTES
+    /// Whether the next run belongs into another layer: this one has `bytes`, or an index that is no
+    /// longer read in a moment (pages of zeros take no bytes to speak of).
+    pub(super) fn is_full(&self, bytes: usize) -> bool {
+        self.bytes.len() + self.index.len() * ENTRY_BYTES >= bytes || self.index.len() >= RUNS_WANTED
     }
 
     /// Whether a page of this key would start a new run.
@@ -325,6 +341,13 @@ impl LayerIndex {
         Ok(LayerIndex { runs, footer })
     }
 
+    /// Whether any page of the layer lies in a window from that of `first` to that of `last`.
+    pub(super) fn has_runs_between(&self, first: PageKey, last: PageKey) -> bool {
+        let from = (first.file, first.block / WINDOW_BLOCKS);
+        let start = self.runs.partition_point(|run| run.key() < from);
+        self.runs.get(start).is_some_and(|run| run.key() <= (last.file, last.block / WINDOW_BLOCKS))
+    }
+
     /// A whole layer, as a program reads it that was told nothing about it.
     pub(super) fn from_layer(layer: &[u8]) -> Result<LayerIndex, LayerDefect> {
         if layer.first_chunk() != Some(&MAGIC) {
@@ -352,6 +375,38 @@ impl LayerIndex {
     /// The memory it takes.
     pub(super) fn weight(&self) -> usize {
         size_of::<Self>() + self.runs.capacity() * size_of::<RunEntry>()
+    }
+}
+
+/// A whole layer in memory.
+#[derive(Debug)]
+pub struct LayerObject<'a> {
+    bytes: &'a [u8],
+    index: LayerIndex,
+}
+
+impl<'a> LayerObject<'a> {
+    /// Reads everything but the pages.
+    ///
+    /// # Errors
+    /// Footer or index are damaged.
+    pub fn parse(bytes: &'a [u8]) -> Result<LayerObject<'a>, LayerDefect> {
+        Ok(LayerObject { bytes, index: LayerIndex::from_layer(bytes)? })
+    }
+
+    /// The pages of one run after the other.
+    pub fn runs(&self) -> impl Iterator<Item = Result<Vec<(PageKey, Page)>, LayerDefect>> {
+        self.index.runs.iter().map(|run| {
+            let range = usize::try_from(run.offset).ok().zip(usize::try_from(run.end()).ok());
+            unpack(run, range.and_then(|(start, end)| self.bytes.get(start..end)).unwrap_or_default())
+        })
+    }
+
+    /// Whether this is the layer that a manifest means.
+    pub(super) fn is_named_by(&self, reference: &LayerRef) -> bool {
+        let footer = &self.index.footer;
+        (footer.index_checksum, footer.pages, footer.index_offset, self.bytes.len() as u64)
+            == (reference.index_checksum, reference.pages, reference.index_offset, reference.bytes)
     }
 }
 
@@ -405,13 +460,9 @@ mod tests {
     }
 
     fn read_all(bytes: &[u8]) -> Result<BTreeMap<PageKey, Page>, LayerDefect> {
-        let index = LayerIndex::from_layer(bytes)?;
-        let mut pages = BTreeMap::new();
-        for run in index.runs() {
-            let stored = &bytes[run.offset as usize..run.end() as usize];
-            pages.extend(unpack(run, stored)?);
-        }
-        Ok(pages)
+        let layer = LayerObject::parse(bytes)?;
+        let runs: Vec<_> = layer.runs().collect::<Result<_, _>>()?;
+        Ok(runs.into_iter().flatten().collect())
     }
 
     fn key(file: u64, block: u32) -> PageKey {

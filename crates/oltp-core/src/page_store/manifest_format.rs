@@ -26,17 +26,37 @@ const COMPRESSION_LEVEL: i32 = 1;
 
 /// Why bytes are no manifest.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ManifestDefect {
+pub enum ManifestDefect {
+    /// The first bytes are others.
     #[error("it does not start as a manifest does")]
     Magic,
+    /// The lengths and checksums in front are damaged.
     #[error("its first bytes are damaged")]
     Prefix,
+    /// A later version of the format.
     #[error("it has format {0}")]
     TooNew(u32),
+    /// One of the two parts is not what was written.
     #[error("its {part} is damaged ({reason})")]
-    Part { part: &'static str, reason: String },
+    Part {
+        /// `head` or `body`.
+        part: &'static str,
+        /// What does not fit.
+        reason: String,
+    },
+    /// It breaks a rule that readers rely on.
     #[error("{0}")]
     Unsound(String),
+}
+
+impl Manifest {
+    /// Reads a manifest from the bytes of its object.
+    ///
+    /// # Errors
+    /// They are damaged, or break a rule of the format.
+    pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestDefect> {
+        decode(bytes)
+    }
 }
 
 struct Prefix {

@@ -5,36 +5,30 @@
 //!
 //! * Its answer was lost: the manifest that took the name carries its own `uid`.
 //! * Retention has meanwhile removed the manifest that had the number, so that the put succeeds though the
-//!   branch is far beyond. So the numbers above are listed *after* the put. Retention leaves alone what is
-//!   younger than [`GRACE`](super::GRACE), so only a put later than that can be such a one, and it is taken back.
+//!   branch is far beyond, or gone. So the numbers around it are listed *after* the put. Retention leaves
+//!   alone what was superseded less than [`GRACE`] ago, so only a late put can be such a one, and is taken back.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
-use super::manifest::{BranchState, Manifest, ManifestHead};
+use super::manifest::{BranchState, LayerRef, Manifest, ManifestHead};
 use super::manifest_format::{self, ManifestDefect};
-use super::{PageStore, object_names};
-use crate::ids::{BranchId, ManifestNumber, ProjectName};
+use super::{GRACE, PageStore, object_names};
+use crate::ids::{BranchId, ManifestNumber, ManifestUid, ProjectName, Term};
 use crate::storage::Put;
 use crate::{CoreError, Result, Timestamp};
 
 /// Enough to hide a store's latency, few enough to leave it to others.
 pub(super) const CONCURRENT_READS: usize = 16;
-/// Heads in memory; at some 600 bytes each.
-const HEADS_LIMIT: usize = 20_000;
 /// A put that comes later than this after the manifest was made may fill a number that retention freed.
 const LATE: Duration = Duration::from_secs(600);
 
-/// Heads of manifests, which never change.
-#[derive(Debug, Default)]
-pub(super) struct HeadCache {
-    heads: Mutex<HashMap<(BranchId, ManifestNumber), Arc<ManifestHead>>>,
-}
+/// Rounds that a compute may lose against the last manifests of its predecessor.
+const TAKE_OVER_ROUNDS: usize = 8;
 
 impl PageStore {
     /// Publishes the next manifest of a branch. When this returns, the manifest survives a power cut, and
@@ -43,9 +37,70 @@ impl PageStore {
     /// # Errors
     /// [`CoreError::Fenced`] when a higher term published meanwhile, [`CoreError::NoSuchBranch`] when the
     /// branch was deleted: stop. [`CoreError::AlreadyPublished`] when the number was taken by a term that is
-    /// not higher: a compute that has just been elected may find the last manifest of its
-    /// predecessor there, and goes on with the next number.
+    /// not higher. [`CoreError::LayerTooOld`] when a new layer was written longer than half of [`GRACE`] before
+    /// the manifest before this one, which should have named it: compact, or capture, again.
     pub async fn publish(&self, manifest: &Arc<Manifest>) -> Result<()> {
+        self.check_ages(manifest).await?;
+        self.put_manifest(manifest).await
+    }
+
+    /// Publishes a manifest whose layers are those of another one, maybe of another branch or long ago: a new
+    /// branch's first, or a restore's.
+    ///
+    /// # Errors
+    /// As [`publish`](PageStore::publish), and [`CoreError::BranchPointGone`] when `base` was collected meanwhile.
+    pub async fn publish_copy(&self, manifest: &Arc<Manifest>, base: &ManifestHead) -> Result<()> {
+        self.put_manifest(manifest).await?;
+        // Only a base that outlived the put has kept collection from its layers.
+        let path = object_names::manifest(&base.project, base.branch, base.number);
+        if self.storage.head(&path).await?.is_some() {
+            return Ok(());
+        }
+        let head = &manifest.head;
+        self.storage.delete(&object_names::manifest(&head.project, head.branch, head.number)).await?;
+        Err(CoreError::BranchPointGone { branch: base.branch, manifest: base.number })
+    }
+
+    /// Publishes the newest manifest of a branch again, in the name of a new term, and returns it. From then on
+    /// every manifest of an older compute is refused, so nothing of what this one starts from goes away.
+    ///
+    /// # Errors
+    /// [`CoreError::Fenced`] when a manifest of this term or a higher one is there; [`CoreError::NoSuchBranch`]; or
+    /// the store failed.
+    pub async fn take_over(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+        term: Term,
+    ) -> Result<Arc<Manifest>> {
+        for _ in 0..TAKE_OVER_ROUNDS {
+            let latest = self.latest(project, branch).await?;
+            let Some(latest) = latest.filter(|latest| latest.head.state == BranchState::Live) else {
+                return Err(CoreError::NoSuchBranch {
+                    project: project.to_string(),
+                    branch: branch.to_string(),
+                });
+            };
+            if latest.head.term >= term {
+                return Err(CoreError::Fenced { branch, term, by: latest.head.term });
+            }
+            let mut taken = Manifest::clone(&latest);
+            taken.head.number = latest.head.number.next();
+            taken.head.uid = ManifestUid::random();
+            taken.head.term = term;
+            taken.head.published_at = Timestamp::now();
+            let taken = Arc::new(taken);
+            match self.put_manifest(&taken).await {
+                Ok(()) => return Ok(taken),
+                // The last word of the compute before.
+                Err(CoreError::AlreadyPublished { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CoreError::AlreadyPublished { branch, number: ManifestNumber::default() })
+    }
+
+    pub(super) async fn put_manifest(&self, manifest: &Arc<Manifest>) -> Result<()> {
         let head = &manifest.head;
         let encoded = Arc::clone(manifest);
         // Some hundred milliseconds for 100,000 files: not on a thread that others wait for.
@@ -67,23 +122,61 @@ impl PageStore {
                 }
             }
         }
-        self.confirm(head, &path).await
+        self.confirm(head, &path).await?;
+        self.named.remember(manifest);
+        Ok(())
     }
 
-    /// Looks whether the branch had gone on before the put.
+    /// Looks whether the branch had gone on, or was gone, before the put.
     async fn confirm(&self, head: &ManifestHead, path: &Path) -> Result<()> {
         let folder = object_names::branch(&head.project, head.branch);
-        let above = self.storage.list(&folder, Some(path)).await?;
-        let Some(newest) =
-            above.iter().filter_map(|object| object_names::manifest_number(&object.location)).max()
-        else {
-            return Ok(());
-        };
-        if Timestamp::now().since(head.published_at) > LATE {
-            self.storage.delete(path).await?;
+        let before = ManifestNumber(head.number.0.saturating_sub(1));
+        let from =
+            object_names::manifest(&head.project, head.branch, ManifestNumber(before.0.saturating_sub(1)));
+        let listed = self.storage.list(&folder, Some(&from)).await?;
+        let numbers: Vec<ManifestNumber> =
+            listed.iter().filter_map(|object| object_names::manifest_number(&object.location)).collect();
+        let newest = numbers.iter().copied().max().unwrap_or(head.number);
+        if newest > head.number {
+            if Timestamp::now().since(head.published_at) > LATE {
+                self.storage.delete(path).await?;
+            }
+            return Err(refusal(head, &*self.head(&head.project, head.branch, newest).await?));
         }
-        let there = self.head(&head.project, head.branch, newest).await?;
-        Err(refusal(head, &there))
+        if head.number.0 > 1 && !numbers.contains(&before) {
+            self.storage.delete(path).await?;
+            return Err(CoreError::NoSuchBranch {
+                project: head.project.to_string(),
+                branch: head.name.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses layers that collection may already have taken for garbage: new ones that are older than the
+    /// predecessor, by more than clocks differ.
+    async fn check_ages(&self, manifest: &Manifest) -> Result<()> {
+        let head = &manifest.head;
+        let before = ManifestNumber(head.number.0.saturating_sub(1));
+        let (named, since) = if before.0 == 0 {
+            (Arc::default(), Timestamp::now())
+        } else {
+            match self.named.of(head.branch, before) {
+                Some(named) => named,
+                None => self.named.remember(&*self.manifest(&head.project, head.branch, before).await?),
+            }
+        };
+        let horizon = since.before(GRACE / 2);
+        let too_old = |layer: &&LayerRef| layer.written_at < horizon && !named.contains(&layer.id);
+        match manifest.body.layers.iter().find(too_old) {
+            None => Ok(()),
+            Some(layer) => Err(CoreError::LayerTooOld {
+                layer: layer.id,
+                age: since.since(layer.written_at),
+                branch: head.branch,
+                number: head.number,
+            }),
+        }
     }
 
     /// The newest manifest of a branch; `None` when there is no such branch. That of a deleted branch says so.
@@ -208,22 +301,5 @@ fn refusal(ours: &ManifestHead, there: &ManifestHead) -> CoreError {
         CoreError::Fenced { branch: ours.branch, term: ours.term, by: there.term }
     } else {
         CoreError::AlreadyPublished { branch: ours.branch, number: there.number }
-    }
-}
-
-impl HeadCache {
-    fn get(&self, branch: BranchId, number: ManifestNumber) -> Option<Arc<ManifestHead>> {
-        self.heads.lock().unwrap_or_else(PoisonError::into_inner).get(&(branch, number)).cloned()
-    }
-
-    fn insert(&self, head: ManifestHead) -> Arc<ManifestHead> {
-        let head = Arc::new(head);
-        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        // Rare enough that starting over is cheaper than keeping an order.
-        if heads.len() >= HEADS_LIMIT {
-            heads.clear();
-        }
-        heads.insert((head.branch, head.number), Arc::clone(&head));
-        head
     }
 }

@@ -1,5 +1,10 @@
 //! The page store against stores in memory and on disk.
 
+mod branching;
+mod collecting;
+mod compacting;
+mod faulty_store;
+mod inspecting;
 mod layers;
 mod publishing;
 
@@ -83,6 +88,45 @@ pub(super) fn page(key: PageKey, version: u64) -> Page {
     Page::padded(format!("page {key} version {version}").as_bytes())
 }
 
+/// The manifest that follows, as a compute would make it after a capture.
+pub(super) fn following(manifest: &Manifest) -> Manifest {
+    let mut next = manifest.clone();
+    next.head.number = next.head.number.next();
+    next.head.uid = ManifestUid::random();
+    next.head.published_at = Timestamp::now();
+    next
+}
+
+/// The first manifest of a new branch that is what `base` is.
+pub(super) fn branch_of(base: &Manifest, name: &str) -> Manifest {
+    let mut child = base.clone();
+    let now = Timestamp::now();
+    child.head = ManifestHead {
+        branch: BranchId::random(),
+        number: ManifestNumber(1),
+        uid: ManifestUid::random(),
+        name: BranchName::new(name).unwrap(),
+        parent: Some(ParentPoint {
+            project: base.head.project.clone(),
+            branch: base.head.branch,
+            manifest: base.head.number,
+            lsn: None,
+            time: now,
+        }),
+        created_at: now,
+        published_at: now,
+        term: Term(0),
+        kind: ManifestKind::Branched { target: RecoveryTarget::Lsn(base.head.min_recovery_lsn) },
+        ..child.head
+    };
+    child
+}
+
+/// A moment when everything of today is older than the grace period.
+pub(super) fn later() -> Timestamp {
+    Timestamp::now().after(GRACE * 3)
+}
+
 /// Writes pages of one version as the manifest's next layer or layers.
 pub(super) async fn add_layer(
     store: &PageStore,
@@ -90,7 +134,7 @@ pub(super) async fn add_layer(
     keys: impl IntoIterator<Item = PageKey>,
 ) {
     let sequence = manifest.body.next_layer_sequence;
-    let mut writer = store.write_layers(&shop(), manifest.head.term, sequence).unwrap();
+    let mut writer = store.write_layers(&shop(), manifest.head.branch, manifest.head.term, sequence).unwrap();
     let keys: BTreeMap<PageKey, ()> = keys.into_iter().map(|key| (key, ())).collect();
     for key in keys.into_keys() {
         writer.add(key, &page(key, sequence.0)).await.unwrap();
