@@ -38,7 +38,7 @@ mod page_table;
 mod tests;
 mod tree;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,8 +49,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::ids::{FileId, LayerId, PageKey, Term};
-use crate::page_store::{LayerRef, Manifest, ManifestKind, ManifestView, PageStore, RecoveryTarget};
+use crate::ids::{FileId, PageKey, Term};
+use crate::page_store::{Manifest, ManifestKind, ManifestView, PageStore, RecoveryTarget};
 use crate::service_user::ServiceUser;
 use crate::{CoreError, Result, private_file};
 use capture::{Author, Mirror, Taken};
@@ -167,7 +167,8 @@ impl Mounted {
         let files = files_of(&tree, &manifest);
         let cache = open_cache(&options, &manifest, &files)?;
 
-        let author = Author { project: manifest.head.project.clone(), term: options.term };
+        let (project, branch) = (manifest.head.project.clone(), manifest.head.branch);
+        let author = Author { project, branch, term: options.term };
         let view = Arc::new(ManifestView::new(Arc::clone(&manifest)));
         let directory = Arc::new(DataDirectory::new(tree.clone(), files, next_id, cache));
         let fetcher = Arc::new(Fetcher::new(store, view));
@@ -254,11 +255,19 @@ impl Mounted {
         capture::capture(&mut mirror, taken, &self.fetcher, &self.author, kind).await
     }
 
-    /// Reads through `merged` in place of the layers of the ids in `gone`, and names them in what is captured from now on:
-    /// what compaction made of them.
-    pub async fn replace_layers(&self, gone: &HashSet<LayerId>, merged: Vec<LayerRef>) {
-        let view = self.mirror.lock().await.replace_layers(gone, merged);
-        self.fetcher.replace_view(view);
+    /// Merges layers if that is worth it, while everything goes on. What is captured from now on names the merged ones; false
+    /// when there was nothing to do.
+    ///
+    /// # Errors
+    /// The store failed, or a layer is damaged: then everything stays as it is.
+    pub async fn compact(&self) -> Result<bool> {
+        let view = self.fetcher.view();
+        let Some(compaction) = self.fetcher.store().compact(&view, self.author.term).await? else {
+            return Ok(false);
+        };
+        let mut mirror = self.mirror.lock().await;
+        let compacted = mirror.compacted(&compaction);
+        Ok(compacted.map(|view| self.fetcher.replace_view(view)).is_some())
     }
 
     /// Takes the mount away. The cache is worthless afterwards.

@@ -212,7 +212,7 @@ impl PageStore {
         for object in self.storage.list(&object_names::layers(project), None).await? {
             report.layers.add(object.size);
             match object_names::layer_id(&object.location) {
-                Some((_, id)) => drop(present.insert(id, object)),
+                Some((_, _, id)) => drop(present.insert(id, object)),
                 None => report
                     .defect(self.storage.name_of(&object.location), "it is not named as a layer".to_owned()),
             }

@@ -103,8 +103,8 @@ impl Cluster {
     /// Makes a cluster and brings it into the store; returns its first manifest and its WAL directory.
     pub(crate) async fn imported(&self) -> (Arc<Manifest>, PathBuf) {
         let (data, wal) = self.initdb("plain", "wal").await;
-        let captured = import_cluster(&self.store, &self.project, Term(1), &data, None).await.unwrap();
         let branch = BranchId::random();
+        let captured = import_cluster(&self.store, &self.project, branch, Term(1), &data, None).await.unwrap();
         let head = ManifestHead {
             project: self.project.clone(),
             branch,

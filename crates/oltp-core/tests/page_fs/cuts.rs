@@ -102,6 +102,9 @@ async fn every_cut_under_load_recovers_to_a_sound_database_with_what_was_acknowl
         println!("cut {round}: held {longest:?} at most, {} pages, {:?}", captured.pages, mounted.cache_use());
         manifest = cluster.publish(&manifest, captured, ManifestKind::Running, flush).await;
         cuts.push((round, Arc::clone(&manifest), before));
+        if mounted.compact().await.unwrap() {
+            println!("layers were merged after cut {round}");
+        }
     }
     stop.store(true, Ordering::Relaxed);
     counter.await.unwrap();

@@ -107,7 +107,8 @@ impl Bench {
     }
 
     async fn capture(&mut self, taken: Taken, kind: CaptureKind) -> Result<Captured> {
-        let author = Author { project: self.manifest.head.project.clone(), term: Term(3) };
+        let head = &self.manifest.head;
+        let author = Author { project: head.project.clone(), branch: head.branch, term: Term(3) };
         capture(&mut self.mirror, taken, &self.fetcher, &author, kind).await
     }
 
