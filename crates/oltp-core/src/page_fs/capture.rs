@@ -22,9 +22,9 @@ use super::frozen::FrozenFile;
 use super::gate::Closed;
 use super::page_cache::PAGE;
 use super::tree::{Change, Ino, Kind, Tree};
-use crate::ids::{FileId, LayerId, LayerSequence, PageKey, ProjectName, Term};
+use crate::ids::{BranchId, FileId, LayerSequence, PageKey, ProjectName, Term};
 use crate::page_store::{
-    DirectoryEntry, FileEntry, LayerRef, Manifest, ManifestBody, ManifestView, Page, SymlinkEntry, Truncation,
+    Compaction, DirectoryEntry, FileEntry, LayerRef, Manifest, ManifestBody, ManifestView, Page, SymlinkEntry, Truncation,
 };
 use crate::{CoreError, Result};
 
@@ -86,13 +86,14 @@ impl Mirror {
         Ok(())
     }
 
-    /// Layers were merged: the next manifests name `merged` in place of the layers of these ids.
-    pub(super) fn replace_layers(&mut self, gone: &HashSet<LayerId>, merged: Vec<LayerRef>) -> Arc<ManifestView> {
+    /// Layers were merged: the next manifests name what came of them. Nothing when some of them are not named any more.
+    pub(super) fn compacted(&mut self, compaction: &Compaction) -> Option<Arc<ManifestView>> {
         let mut manifest = Manifest::clone(&self.manifest);
-        manifest.body.layers.retain(|layer| !gone.contains(&layer.id));
-        manifest.body.layers.extend(merged);
+        if !compaction.apply(&mut manifest.body) {
+            return None;
+        }
         self.manifest = Arc::new(manifest);
-        Arc::new(ManifestView::new(Arc::clone(&self.manifest)))
+        Some(Arc::new(ManifestView::new(Arc::clone(&self.manifest))))
     }
 }
 
@@ -105,10 +106,6 @@ pub(super) struct Taken {
 impl Taken {
     pub(super) fn new(directory: Arc<DataDirectory>, closed: Closed) -> Taken {
         Taken { directory, closed }
-    }
-
-    pub(super) fn closed(&self) -> &Closed {
-        &self.closed
     }
 }
 
@@ -131,6 +128,7 @@ struct Outgoing {
 #[derive(Debug, Clone)]
 pub(super) struct Author {
     pub(super) project: ProjectName,
+    pub(super) branch: BranchId,
     pub(super) term: Term,
 }
 
@@ -225,7 +223,7 @@ async fn upload(
     sequence: LayerSequence,
     outgoing: &[Outgoing],
 ) -> Result<Vec<LayerRef>> {
-    let mut writer = fetcher.store().write_layers(&author.project, author.term, sequence)?;
+    let mut writer = fetcher.store().write_layers(&author.project, author.branch, author.term, sequence)?;
     let mut pages = 0;
     for out in outgoing {
         let relation = FileRole::of(&out.path).relation;

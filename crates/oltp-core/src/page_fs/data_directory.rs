@@ -23,7 +23,11 @@ use crate::ids::FileId;
 pub(super) const NAME_LIMIT: usize = 255;
 
 /// How many slots the clock looks at in one go.
-const SWEEP: usize = 256;
+const SWEEP: usize = 64;
+
+/// How many slots one request looks at, even if it wants little: where clean pages are rare, they are found
+/// in the course of several requests, and meanwhile there is room above the limit.
+const LOOKS_AT_LEAST: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct DataDirectory {
@@ -281,28 +285,37 @@ impl DataDirectory {
         }
     }
 
-    /// Makes room for `pages` more, as far as clean pages can go.
+    /// Makes room for `pages` more, as far as clean pages are found with reasonable effort.
     pub(super) fn make_room(&self, pages: usize) {
-        let mut wanted = self.cache.shortage(pages);
-        // Every slot is looked at twice at most: once to take its mark away, once to take it.
-        let mut looks = self.cache.slots() * 2;
-        while wanted > 0 && looks > 0 {
+        let wanted = self.cache.shortage(pages);
+        if wanted > 0 {
+            // Each page is looked at twice before it goes: once to take its mark away, once to take it.
+            self.evict(wanted, LOOKS_AT_LEAST.max(wanted.min(pages) * 4));
+        }
+    }
+
+    /// Takes every clean page there is out of the cache, `wanted` at most. Returns how many that were.
+    pub(super) fn evict_thoroughly(&self, wanted: usize) -> usize {
+        self.evict(wanted, self.cache.slots() * 2)
+    }
+
+    fn evict(&self, wanted: usize, mut looks: usize) -> usize {
+        let mut evicted = 0;
+        // Looking for clean pages where all are dirty would cost every writer a round.
+        while evicted < wanted && looks > 0 && self.cache.in_use() > self.gate.dirty_pages() {
             let candidates = self.cache.sweep(SWEEP.min(looks));
-            if candidates.is_empty() {
-                return;
-            }
             looks -= candidates.len().min(looks);
+            if candidates.is_empty() {
+                break;
+            }
             for (slot, owner) in candidates {
-                if let Ok(file) = self.file(owner.ino)
-                    && file.evict(&self.cache, owner.block, slot)
-                {
-                    wanted -= 1;
-                    if wanted == 0 {
-                        break;
-                    }
+                let file = self.file(owner.ino);
+                if file.is_ok_and(|file| file.evict(&self.cache, owner.block, slot)) {
+                    evicted += 1;
                 }
             }
         }
+        evicted
     }
 
     /// Writes, or tells what has to happen first.

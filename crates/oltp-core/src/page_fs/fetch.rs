@@ -1,29 +1,27 @@
 //! Pages that are not here: from the store into the cache, one range read a miss.
 //!
-//! A FUSE thread never waits for the store. A request that needs a page from there becomes a task; requests for
-//! the same window of 16 pages pass one at a time, so the second finds what the first one brought. A file that
-//! is read forwards has more and more brought along.
+//! A FUSE thread never waits for the store. A request that needs a page from there becomes a task. A page that is on
+//! its way already is waited for, not fetched again; a file that is read forwards has more and more brought along.
 //!
 //! What is fetched may be old by the time it arrives, when a capture has replaced the page in between: the
 //! generation of the view tells, and the page is fetched again.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use super::data_directory::DataDirectory;
 use super::file::{File, Stop};
 use super::page_cache::PAGE;
 use crate::Result;
-use crate::ids::PageKey;
+use crate::ids::{FileId, PageKey};
 use crate::page_store::{ManifestView, PageStore, WINDOW_BLOCKS};
-
-/// Windows that can be on their way at once; two that fall together merely wait for each other.
-const LANES: usize = 64;
 
 /// Readahead stops growing here (2 MiB): beyond, the page that was asked for waits for the others.
 const READAHEAD_PAGES: u32 = 256;
@@ -40,11 +38,42 @@ pub(super) struct Fetcher {
     store: PageStore,
     view: RwLock<Arc<ManifestView>>,
     generation: AtomicU64,
-    lanes: [Mutex<()>; LANES],
+    /// What is on its way, by file.
+    flights: Mutex<HashMap<FileId, Vec<Flight>>>,
     /// Counts the captures that came through: each may have made room.
     settled: watch::Sender<u64>,
     /// Range reads so far.
     fetches: AtomicU64,
+}
+
+/// Pages of a file that are on their way.
+#[derive(Debug)]
+struct Flight {
+    /// The page that was missed.
+    block: u32,
+    /// The pages that are asked for.
+    pages: Range<u32>,
+    /// Goes away with the flight.
+    landed: watch::Sender<()>,
+}
+
+/// Takes the flight off the list, whatever became of it.
+struct Arrival<'a> {
+    fetcher: &'a Fetcher,
+    file: FileId,
+    block: u32,
+}
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        let mut flights = self.fetcher.flights.lock();
+        if let Some(of_file) = flights.get_mut(&self.file) {
+            of_file.retain(|flight| flight.block != self.block);
+            if of_file.is_empty() {
+                flights.remove(&self.file);
+            }
+        }
+    }
 }
 
 impl Fetcher {
@@ -53,7 +82,7 @@ impl Fetcher {
             store,
             view: RwLock::new(view),
             generation: AtomicU64::new(0),
-            lanes: [const { Mutex::const_new(()) }; LANES],
+            flights: Mutex::default(),
             settled: watch::Sender::new(0),
             fetches: AtomicU64::new(0),
         }
@@ -100,6 +129,7 @@ impl Fetcher {
             };
             match stop {
                 Err(Stop::Failed(errno)) => return Err(errno),
+                Err(Stop::NoRoom) if directory.evict_thoroughly(READAHEAD_PAGES as usize) > 0 => {}
                 Err(Stop::NoRoom) => {
                     let room = tokio::time::timeout(ROOM_LIMIT, settled.changed()).await;
                     if !matches!(room, Ok(Ok(()))) {
@@ -118,23 +148,40 @@ impl Fetcher {
         Err(Errno::NOMEM)
     }
 
+    /// Notes that `block` and those after it are on their way, and says how many; or gives what to wait for when
+    /// it is under way already.
+    fn depart(&self, file: &File, block: u32) -> Result<u32, watch::Receiver<()>> {
+        let mut flights = self.flights.lock();
+        let of_file = flights.entry(file.id).or_default();
+        if let Some(flight) = of_file.iter().find(|flight| flight.pages.contains(&block)) {
+            return Err(flight.landed.subscribe());
+        }
+        let ahead = file.readahead(block, READAHEAD_PAGES);
+        let first = block / WINDOW_BLOCKS * WINDOW_BLOCKS;
+        let end = block.saturating_add(ahead);
+        of_file.push(Flight { block, pages: first..end, landed: watch::Sender::new(()) });
+        Ok(ahead)
+    }
+
     /// Brings one page and its neighbours into the cache.
     async fn bring(&self, directory: &DataDirectory, file: &Arc<File>, block: u32) -> Result<(), Stop> {
-        let window = u64::from(block / WINDOW_BLOCKS);
-        let lane = file.id.0.wrapping_mul(31).wrapping_add(window) % LANES as u64;
-        let _lane = match self.lanes.get(lane as usize) {
-            Some(lane) => Some(lane.lock().await),
-            None => None,
+        let ahead = match self.depart(file, block) {
+            Ok(ahead) => ahead,
+            Err(mut landed) => {
+                // An error means that it has landed: the other end is gone.
+                let _ = landed.changed().await;
+                return Ok(());
+            }
         };
+        let _arrival = Arrival { fetcher: self, file: file.id, block };
         if file.is_here(block) {
-            return Ok(());
+            return Ok(()); // it landed while we were on our way here
         }
         let (view, generation) = {
             let view = self.view.read();
             (Arc::clone(&view), self.generation.load(Ordering::Acquire))
         };
         let key = PageKey { file: file.id, block };
-        let ahead = file.readahead(block, READAHEAD_PAGES);
         self.fetches.fetch_add(1, Ordering::Relaxed);
         let pages = self.store.read_run(&view, key, ahead).await.map_err(|error| {
             let error: &(dyn std::error::Error + 'static) = &error;

@@ -399,7 +399,7 @@ struct Run {
 impl Run {
     fn continues_at(&self, slot: Slot, done: usize) -> bool {
         let bytes = self.from + self.end - self.start;
-        self.end == done && bytes % PAGE == 0 && self.first.0 as usize + bytes / PAGE == slot.0 as usize
+        self.end == done && bytes.is_multiple_of(PAGE) && self.first.0 as usize + bytes / PAGE == slot.0 as usize
     }
 
     fn read(self, cache: &PageCache, bytes: &mut [u8]) -> std::io::Result<()> {
@@ -546,7 +546,7 @@ impl FileState {
             self.half = None;
             passage.half_page(false);
         }
-        if end % PAGE_BYTES != 0 && self.half.replace(end).is_none() {
+        if !end.is_multiple_of(PAGE_BYTES) && self.half.replace(end).is_none() {
             passage.half_page(true);
         }
     }

@@ -37,6 +37,9 @@ const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Postgres reads and writes up to 1 MiB at once (`io_combine_limit`).
 const LARGEST_REQUEST: u32 = 1 << 20;
 
+/// Readahead requests of the kernel that may be under way: enough for several scans that wait for the store.
+const REQUESTS_AHEAD: u16 = 64;
+
 /// What Linux's `linux/falloc.h` calls these.
 const FALLOC_KEEP_SIZE: i32 = 0x01;
 const FALLOC_PUNCH_HOLE: i32 = 0x02;
@@ -167,6 +170,9 @@ impl Filesystem for PageFilesystem {
             if let Err(lacking) = config.add_capabilities(wish) {
                 tracing::debug!(?lacking, "this kernel's FUSE is older; the page filesystem works without");
             }
+        }
+        if let Err(least) = config.set_max_background(REQUESTS_AHEAD) {
+            tracing::debug!(least, "the number of requests ahead was not taken");
         }
         if let Err(largest) = config.set_max_write(LARGEST_REQUEST) {
             tracing::debug!(largest, "this kernel's FUSE takes smaller requests");

@@ -18,7 +18,7 @@ use super::capture::Captured;
 use super::file::blocks_of;
 use super::file_role::{self, FileRole};
 use super::page_cache::{PAGE, PAGE_BYTES};
-use crate::ids::{FileId, LayerSequence, PageKey, ProjectName, Term};
+use crate::ids::{BranchId, FileId, LayerSequence, PageKey, ProjectName, Term};
 use crate::page_store::{
     DirectoryEntry, FileEntry, LayerWriter, Manifest, ManifestBody, ManifestView, Page, PageStore, SymlinkEntry,
     Truncation,
@@ -40,6 +40,7 @@ const DEPTH_LIMIT: usize = 16;
 pub async fn import_cluster(
     store: &PageStore,
     project: &ProjectName,
+    branch: BranchId,
     term: Term,
     directory: &Path,
     base: Option<&Arc<Manifest>>,
@@ -58,7 +59,7 @@ pub async fn import_cluster(
         store,
         view: base.map(|base| ManifestView::new(Arc::clone(base))),
         root: directory,
-        writer: store.write_layers(project, term, sequence)?,
+        writer: store.write_layers(project, branch, term, sequence)?,
         pages: 0,
     };
     for file in &mut files {

@@ -38,20 +38,19 @@ mod page_table;
 mod tests;
 mod tree;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::ids::{FileId, LayerId, PageKey, Term};
-use crate::page_store::{LayerRef, Manifest, ManifestKind, ManifestView, PageStore, RecoveryTarget};
+use crate::ids::{FileId, PageKey, Term};
+use crate::page_store::{Manifest, ManifestKind, ManifestView, PageStore, RecoveryTarget};
 use crate::service_user::ServiceUser;
 use crate::{CoreError, Result, private_file};
 use capture::{Author, Mirror, Taken};
@@ -168,7 +167,8 @@ impl Mounted {
         let files = files_of(&tree, &manifest);
         let cache = open_cache(&options, &manifest, &files)?;
 
-        let author = Author { project: manifest.head.project.clone(), term: options.term };
+        let (project, branch) = (manifest.head.project.clone(), manifest.head.branch);
+        let author = Author { project, branch, term: options.term };
         let view = Arc::new(ManifestView::new(Arc::clone(&manifest)));
         let directory = Arc::new(DataDirectory::new(tree.clone(), files, next_id, cache));
         let fetcher = Arc::new(Fetcher::new(store, view));
@@ -255,11 +255,19 @@ impl Mounted {
         capture::capture(&mut mirror, taken, &self.fetcher, &self.author, kind).await
     }
 
-    /// Reads through `merged` in place of the layers of the ids in `gone`, and names them in what is captured from now on:
-    /// what compaction made of them.
-    pub async fn replace_layers(&self, gone: &HashSet<LayerId>, merged: Vec<LayerRef>) {
-        let view = self.mirror.lock().await.replace_layers(gone, merged);
-        self.fetcher.replace_view(view);
+    /// Merges layers if that is worth it, while everything goes on. What is captured from now on names the merged ones; false
+    /// when there was nothing to do.
+    ///
+    /// # Errors
+    /// The store failed, or a layer is damaged: then everything stays as it is.
+    pub async fn compact(&self) -> Result<bool> {
+        let view = self.fetcher.view();
+        let Some(compaction) = self.fetcher.store().compact(&view, self.author.term).await? else {
+            return Ok(false);
+        };
+        let mut mirror = self.mirror.lock().await;
+        let compacted = mirror.compacted(&compaction);
+        Ok(compacted.map(|view| self.fetcher.replace_view(view)).is_some())
     }
 
     /// Takes the mount away. The cache is worthless afterwards.
@@ -398,14 +406,13 @@ fn start_session(options: &MountOptions, filesystem: PageFilesystem) -> Result<B
 
 fn end_session(session: BackgroundSession, point: &Path) -> Result<()> {
     let refused = |source| CoreError::Mount { mount_point: point.to_owned(), source };
-    match umount2(point, MntFlags::empty()) {
-        // An ordinary user's mount is taken away by fusermount, which the session knows how to call.
-        Ok(()) | Err(Errno::EPERM | Errno::EINVAL) => session.umount_and_join().map_err(refused),
-        Err(Errno::EBUSY) => {
+    let busy = |error: &std::io::Error| error.raw_os_error() == Some(Errno::EBUSY as i32);
+    match session.umount_and_join() {
+        Err(error) if busy(&error) => {
             tracing::warn!(mount_point = %point.display(), "files are still open; the mount ends when they are closed");
             mount_point::detach(point)
         }
-        Err(errno) => Err(refused(errno.into())),
+        ended => ended.map_err(refused),
     }
 }
 

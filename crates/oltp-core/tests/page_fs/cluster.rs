@@ -103,8 +103,8 @@ impl Cluster {
     /// Makes a cluster and brings it into the store; returns its first manifest and its WAL directory.
     pub(crate) async fn imported(&self) -> (Arc<Manifest>, PathBuf) {
         let (data, wal) = self.initdb("plain", "wal").await;
-        let captured = import_cluster(&self.store, &self.project, Term(1), &data, None).await.unwrap();
         let branch = BranchId::random();
+        let captured = import_cluster(&self.store, &self.project, branch, Term(1), &data, None).await.unwrap();
         let head = ManifestHead {
             project: self.project.clone(),
             branch,
@@ -167,14 +167,14 @@ impl Cluster {
         Mounted::mount(options, self.store.clone(), Arc::clone(manifest)).await.unwrap()
     }
 
-    /// A copy of the WAL as it would be had nothing after `end` been written.
-    pub(crate) fn wal_up_to(&self, wal: &Path, name: &str, end: Lsn) -> PathBuf {
+    /// A copy of the WAL from `start` on, as it would be had nothing after `end` been written.
+    pub(crate) fn wal_between(&self, wal: &Path, name: &str, start: Lsn, end: Lsn) -> PathBuf {
         let copy = self.own_directory(name);
-        let last = end.0 / SEGMENT;
+        let (first, last) = (start.0 / SEGMENT, end.0 / SEGMENT);
         for entry in std::fs::read_dir(wal).unwrap() {
             let entry = entry.unwrap();
             let segment = entry.file_name().into_string().unwrap();
-            let Some(number) = segment_number(&segment).filter(|number| *number <= last) else { continue };
+            let Some(number) = segment_number(&segment).filter(|number| (first..=last).contains(number)) else { continue };
             let mut bytes = std::fs::read(entry.path()).unwrap();
             if number == last {
                 bytes[(end.0 % SEGMENT) as usize..].fill(0);

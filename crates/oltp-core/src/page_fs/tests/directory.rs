@@ -107,7 +107,8 @@ impl Bench {
     }
 
     async fn capture(&mut self, taken: Taken, kind: CaptureKind) -> Result<Captured> {
-        let author = Author { project: self.manifest.head.project.clone(), term: Term(3) };
+        let head = &self.manifest.head;
+        let author = Author { project: head.project.clone(), branch: head.branch, term: Term(3) };
         capture(&mut self.mirror, taken, &self.fetcher, &author, kind).await
     }
 
@@ -323,7 +324,7 @@ async fn a_full_cache_waits_for_a_capture_and_says_so() {
     assert_eq!(bench.directory.write(&file, 5000 * PAGE_BYTES, &page(2)), Err(Stop::NoRoom));
     bench.cut_and_capture().await;
     assert!(!*pressure.borrow());
-    bench.directory.write(&file, 5000 * PAGE_BYTES, &page(2)).unwrap();
+    bench.write(&file, 5000 * PAGE_BYTES, &page(2)).await;
 }
 
 #[tokio::test]
@@ -334,9 +335,9 @@ async fn half_a_page_holds_the_cut_up_until_the_other_half_is_there() {
     let directory = Arc::clone(&bench.directory);
     let closing = std::thread::spawn(move || directory.gate.close());
     bench.write(&file, PAGE_BYTES / 2, &vec![0; PAGE / 2]).await;
-    closing.join().unwrap().unwrap();
+    drop(Taken::new(Arc::clone(&bench.directory), closing.join().unwrap().unwrap()));
 
-    bench.write(&file, PAGE_BYTES, &vec![0; 100]).await;
+    bench.write(&file, PAGE_BYTES, &[0; 100]).await;
     assert!(bench.directory.gate.close().is_err(), "its writer is gone");
     bench.truncate(&file, PAGE_BYTES).await;
     drop(bench.cut());
