@@ -139,7 +139,8 @@ impl PhysicalStream {
                 Ok(Some(PhysicalEvent::Keepalive { reply_requested }))
             }
             kind => {
-                let problem = format!("copy data of kind {kind:?} and {} bytes in a physical stream", message.len());
+                let problem =
+                    format!("copy data of kind {kind:?} and {} bytes in a physical stream", message.len());
                 Err(broken(&self.place, problem))
             }
         }
@@ -148,7 +149,11 @@ impl PhysicalStream {
     /// Tells the server that everything below `flushed` is safe: commits that end there return. The future must be
     /// awaited to its end.
     pub async fn report(&mut self, flushed: Lsn) -> Result<()> {
-        let lost = |source: io::Error| Error::ConnectionLost { place: self.place.name.clone(), doing: DOING, source };
+        let lost = |source: io::Error| Error::ConnectionLost {
+            place: self.place.name.clone(),
+            doing: DOING,
+            source,
+        };
         let status = standby_status(flushed, flushed).map_err(lost)?;
         match timeout(WRITE_TIMEOUT, self.wire.send(&status)).await {
             Ok(written) => written.map_err(lost),

@@ -100,6 +100,8 @@ mod tests {
     fn only_loopback_is_local() {
         let local = |text: &str| text.parse::<KeeperEndpoint>().unwrap().is_local();
         assert!(local("127.0.0.1:1") && local("[::1]:1") && local("localhost:1") && local("unix:/x"));
-        assert!(!local("0.0.0.0:1") && !local("10.0.0.1:1") && !local("[::]:1") && !local("localhost.evil:1"));
+        assert!(
+            !local("0.0.0.0:1") && !local("10.0.0.1:1") && !local("[::]:1") && !local("localhost.evil:1")
+        );
     }
 }

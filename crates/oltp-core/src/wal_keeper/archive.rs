@@ -9,6 +9,9 @@
 //! ```
 //!
 //! A chunk is put once, holds only WAL that a majority of the keepers has, lies inside one segment and one term.
+//! With `durability: store` a compute also puts `projects/<project>/claims/<branch>/<term, 20 digits>.claim`, if absent,
+//! before it lists the chunks; one of a lower term looks for that after each put and before it confirms anything.
+//!
 //! Chunks may overlap where two computes archived the same WAL. And a compute that lost its branch may have put a chunk
 //! after its successor began: therefore **a chunk of a term counts only below the first chunk of any higher term**.
 
@@ -155,7 +158,8 @@ impl WalArchive {
     /// # Errors
     /// The store failed.
     pub(crate) async fn claim(&self, term: Term) -> Result<bool> {
-        let claimed = self.storage.put_if_absent(&self.claims().join(claim_name(term)), Bytes::from_static(b"\n"));
+        let claimed =
+            self.storage.put_if_absent(&self.claims().join(claim_name(term)), Bytes::from_static(b"\n"));
         if claimed.await? == Put::NameTaken {
             return Ok(false);
         }
@@ -177,7 +181,8 @@ impl WalArchive {
     }
 
     fn claims(&self) -> Path {
-        page_store::wal_folder(&self.log.project, self.log.branch).join("claims")
+        let LogName { project, branch } = &self.log;
+        Path::from("projects").join(project.as_str()).join("claims").join(branch.to_string())
     }
 
     /// Deletes the chunks that lie wholly below `below`; returns how many.

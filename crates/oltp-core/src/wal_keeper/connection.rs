@@ -207,7 +207,8 @@ async fn dial(address: &KeeperAddress, place: &str) -> Result<Box<dyn Duplex>> {
         }
         KeeperEndpoint::Tcp(host, port) => (host, *port),
     };
-    let socket = TcpStream::connect((host.as_str(), port)).await.map_err(|source| lost(place, doing, source))?;
+    let socket =
+        TcpStream::connect((host.as_str(), port)).await.map_err(|source| lost(place, doing, source))?;
     socket.set_nodelay(true).map_err(|source| lost(place, doing, source))?;
     if address.endpoint.is_local() && address.ca_file.is_none() {
         return Ok(Box::new(socket));
@@ -224,8 +225,10 @@ async fn dial(address: &KeeperAddress, place: &str) -> Result<Box<dyn Duplex>> {
         connect_timeout: OPEN_LIMIT,
         options: None,
     };
-    let config = tls_client_config(&like).map_err(|source| CoreError::KeeperTls { source: Box::new(source) })?;
-    let name = ServerName::try_from(host.clone()).map_err(|error| lost(place, doing, io::Error::other(error)))?;
+    let config =
+        tls_client_config(&like).map_err(|source| CoreError::KeeperTls { source: Box::new(source) })?;
+    let name =
+        ServerName::try_from(host.clone()).map_err(|error| lost(place, doing, io::Error::other(error)))?;
     let stream = TlsConnector::from(config)
         .connect(name, socket)
         .await

@@ -163,9 +163,7 @@ impl Elected {
                 self.quorum = Some(quorum);
                 Ok(self)
             }
-            Ok(Err(by)) => {
-                Err(CoreError::Fenced { branch: self.election.log.branch, term: self.term, by })
-            }
+            Ok(Err(by)) => Err(CoreError::Fenced { branch: self.election.log.branch, term: self.term, by }),
             Err(_) => Err(no_majority(&self.election, &describe(progress))),
         }
     }
@@ -327,7 +325,12 @@ async fn log_end(election: &Election, promised: &[&LogStatus]) -> Result<Option<
     }
     let end = log.record_end;
     let archived = promised.iter().map(|log| log.start).max().unwrap_or_default().min(end);
-    Ok(Some(LogEnd { end, timeline: last.timeline, history: log.history.without_archived(archived), archived }))
+    Ok(Some(LogEnd {
+        end,
+        timeline: last.timeline,
+        history: log.history.without_archived(archived),
+        archived,
+    }))
 }
 
 async fn from_archive(

@@ -198,7 +198,9 @@ async fn receive(
                 flushed = position.0;
                 proposal.progress.flushed(keeper, position);
             }
-            Frame::Answer(Answer::Refused(Refusal::StaleTerm { promised })) => return Err(Ended::Lost(promised)),
+            Frame::Answer(Answer::Refused(Refusal::StaleTerm { promised })) => {
+                return Err(Ended::Lost(promised));
+            }
             Frame::Answer(Answer::Refused(refusal)) => {
                 let reason = refusal.describe();
                 return Err(CoreError::KeeperRefused { keeper: address.to_string(), reason }.into());

@@ -132,7 +132,9 @@ impl WalPlacement<'_> {
         }
         let enough = to.unwrap_or(self.from);
         if position < enough {
-            let log = self.span_at(position).map_or_else(|| "the lineage".to_owned(), |span| span.branch.to_string());
+            let log = self
+                .span_at(position)
+                .map_or_else(|| "the lineage".to_owned(), |span| span.branch.to_string());
             return Err(CoreError::WalMissing { log, from: position, to: enough });
         }
         Ok(position)

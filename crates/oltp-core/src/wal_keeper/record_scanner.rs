@@ -405,7 +405,8 @@ pub(crate) mod tests {
     #[test]
     fn a_log_cut_anywhere_ends_after_its_last_whole_record() {
         let mut wal = WalWriter::new(START, Lsn(5));
-        let ends: Vec<Lsn> = [0, 1, 7, 8, 100, 8000, 20_000, 3].map(|size| wal.record(&vec![9; size])).to_vec();
+        let ends: Vec<Lsn> =
+            [0, 1, 7, 8, 100, 8000, 20_000, 3].map(|size| wal.record(&vec![9; size])).to_vec();
         for cut in 0..=wal.bytes.len() {
             let position = Lsn(START.0 + cut as u64);
             let expected = ends.iter().rev().find(|end| **end <= position).copied().unwrap_or(START);

@@ -85,8 +85,7 @@ impl SegmentFiles {
         let path = self.path(segment);
         let staged = self.directory.join(format!("{}{STAGED}", uuid::Uuid::new_v4()));
         let fill = || -> std::io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
             for _ in 0..SEGMENT / ZEROS.len() as u64 {
                 file.write_all(&ZEROS)?;
             }

@@ -201,12 +201,17 @@ impl Listener {
 
 impl Shared {
     async fn serve(&self, (stream, peer): (Box<dyn Duplex>, Option<IpAddr>)) -> Result<()> {
-        let place = peer.map_or_else(|| "a local proposer".to_owned(), |peer| format!("the proposer at {peer}"));
+        let place =
+            peer.map_or_else(|| "a local proposer".to_owned(), |peer| format!("the proposer at {peer}"));
         let welcome = async {
             let stream: Box<dyn Duplex> = match (&self.tls, peer) {
-                (Some(tls), Some(_)) => Box::new(tls.accept(stream).await.map_err(|source| {
-                    CoreError::KeeperUnreachable { keeper: place.clone(), doing: "agreeing on TLS with it", source }
-                })?),
+                (Some(tls), Some(_)) => {
+                    Box::new(tls.accept(stream).await.map_err(|source| CoreError::KeeperUnreachable {
+                        keeper: place.clone(),
+                        doing: "agreeing on TLS with it",
+                        source,
+                    })?)
+                }
                 _ => stream,
             };
             let (mut reader, mut writer) = frames(stream, From::Proposer, &place);
@@ -244,7 +249,9 @@ impl Shared {
 
     fn let_in(&self, protocol: u32, token: Option<String>) -> Result<(), String> {
         if protocol != PROTOCOL {
-            return Err(format!("this keeper speaks protocol {PROTOCOL}, not {protocol}: run the same version"));
+            return Err(format!(
+                "this keeper speaks protocol {PROTOCOL}, not {protocol}: run the same version"
+            ));
         }
         let Some(wanted) = &self.token else { return Ok(()) };
         let token = SecretString::from(token.unwrap_or_default());
@@ -255,7 +262,12 @@ impl Shared {
         }
     }
 
-    async fn answer(&self, request: Request, reader: &mut FrameReader, writer: &mut FrameWriter) -> Result<()> {
+    async fn answer(
+        &self,
+        request: Request,
+        reader: &mut FrameReader,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
         let answer = match request {
             Request::Hello { .. } => Answer::Welcome { keeper: self.keeper, version: String::new() },
             Request::Status(name) => self.on_log(&name, |log| Ok(Answer::Log(log.status()))).await,
@@ -440,9 +452,9 @@ async fn on_disk<T: Send + 'static>(
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| CoreError::io("work on the disk for", "the WAL keeper")(std::io::Error::other(error)))
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        CoreError::io("work on the disk for", "the WAL keeper")(std::io::Error::other(error))
+    })
 }
 
 fn claim(directory: &Path) -> Result<File> {
@@ -461,9 +473,9 @@ fn claim(directory: &Path) -> Result<File> {
 fn identity(directory: &Path) -> Result<Uuid> {
     let path = directory.join("keeper-id");
     match private_file::read(&path)? {
-        Some(text) => {
-            text.parse().map_err(|_| CoreError::KeeperStateDamaged { path, problem: "it is no UUID".to_owned() })
-        }
+        Some(text) => text
+            .parse()
+            .map_err(|_| CoreError::KeeperStateDamaged { path, problem: "it is no UUID".to_owned() }),
         None => {
             let keeper = Uuid::new_v4();
             private_file::write(&path, &format!("{keeper}\n"))?;
@@ -473,12 +485,12 @@ fn identity(directory: &Path) -> Result<Uuid> {
 }
 
 fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor> {
-    let unusable = |file: &Path, problem: String| CoreError::KeeperCertificate { file: file.to_owned(), problem };
+    let unusable =
+        |file: &Path, problem: String| CoreError::KeeperCertificate { file: file.to_owned(), problem };
     let chain = CertificateDer::pem_file_iter(certificate)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| unusable(certificate, error.to_string()))?;
-    let private_key =
-        PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error.to_string()))?;
+    let private_key = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

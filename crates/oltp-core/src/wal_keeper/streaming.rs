@@ -202,7 +202,10 @@ impl Elected {
         if let (Some(quorum), Some(end)) = (self.quorum.take(), &self.end) {
             if end.timeline != timeline {
                 let start = TermStart { term: self.term, start: end.end, timeline };
-                quorum.proposal.begin.send_modify(|begin| begin.history = begin.history.continued(end.end, start));
+                quorum
+                    .proposal
+                    .begin
+                    .send_modify(|begin| begin.history = begin.history.continued(end.end, start));
             }
             return quorum;
         }

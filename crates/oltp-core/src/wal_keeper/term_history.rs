@@ -87,7 +87,8 @@ impl TermHistory {
     pub(crate) fn agrees_until(&self, end: Lsn, elected: &TermHistory) -> Option<Lsn> {
         let end_of = |entries: &[TermStart], at: usize| entries.get(at + 1).map(|next| next.start);
         self.0.iter().enumerate().rev().find_map(|(mine, entry)| {
-            let theirs = elected.0.iter().position(|other| (other.term, other.start) == (entry.term, entry.start))?;
+            let theirs =
+                elected.0.iter().position(|other| (other.term, other.start) == (entry.term, entry.start))?;
             let my_end = end_of(&self.0, mine).unwrap_or(end).min(end);
             Some(end_of(&elected.0, theirs).map_or(my_end, |their_end| their_end.min(my_end)))
         })

@@ -75,7 +75,8 @@ impl WalWindow {
     pub(crate) fn release(&self, safe: Lsn) {
         let keep_from = self.head().0.saturating_sub(KEEP_BYTES).min(safe.0);
         let mut pieces = self.pieces();
-        while pieces.front().is_some_and(|(start, wal)| start.0.saturating_add(wal.len() as u64) <= keep_from) {
+        while pieces.front().is_some_and(|(start, wal)| start.0.saturating_add(wal.len() as u64) <= keep_from)
+        {
             pieces.pop_front();
         }
     }

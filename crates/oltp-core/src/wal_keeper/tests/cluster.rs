@@ -64,13 +64,27 @@ impl Base {
         let folder = folder(&user);
         let data = folder.path().join("data");
         let mut initdb = server_command(&installation.program("initdb"), &user);
-        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"]);
+        initdb.arg("-D").arg(&data).args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ]);
         run_bounded(initdb, PATIENCE).await.unwrap();
         let mut controldata = server_command(&installation.program("pg_controldata"), &user);
         controldata.arg(&data);
         let text = run_bounded(controldata, PATIENCE).await.unwrap().stdout;
         let value = |key: &str| {
-            text.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim_start_matches(':').trim().to_owned()
+            text.lines()
+                .find_map(|line| line.strip_prefix(key))
+                .unwrap()
+                .trim_start_matches(':')
+                .trim()
+                .to_owned()
         };
         let redo: Lsn = value("Latest checkpoint's REDO location").parse().unwrap();
         let mut scanner = RecordScanner::new(redo, None);
@@ -276,7 +290,8 @@ impl Postgres {
 
     pub(super) fn config(&self) -> SourceConfig {
         let host = self.folder.path().display().to_string().replace('/', "%2F");
-        SourceConfig::from_url(&format!("postgres://postgres@{host}:5432/postgres"), None, None, None).unwrap()
+        SourceConfig::from_url(&format!("postgres://postgres@{host}:5432/postgres"), None, None, None)
+            .unwrap()
     }
 
     async fn try_connect(&self) -> Result<Client, tokio_postgres::Error> {

@@ -15,7 +15,13 @@ async fn an_acknowledged_commit_is_never_lost() {
     let mut keepers = vec![Keeper::start().await];
     let branch = Branch::new(&keepers).await;
     let mut compute = branch.start(Durability::Keeper).await;
-    compute.postgres.connect().await.batch_execute("CREATE TABLE t (id bigint PRIMARY KEY, v text)").await.unwrap();
+    compute
+        .postgres
+        .connect()
+        .await
+        .batch_execute("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
+        .await
+        .unwrap();
     let mut acknowledged = Vec::new();
     for round in 0..4 {
         let client = compute.postgres.connect().await;
@@ -84,7 +90,8 @@ async fn after_a_stop_in_order_everything_is_archived_and_nothing_has_to_be_reco
     drop(compute.streaming);
     let elected = elect(&branch.election).await.unwrap();
     assert_eq!(elected.end().unwrap().end, status.received);
-    let mut controldata = crate::server_command(&base().await.installation.program("pg_controldata"), &base().await.user);
+    let mut controldata =
+        crate::server_command(&base().await.installation.program("pg_controldata"), &base().await.user);
     controldata.arg(&data);
     let text = crate::run_bounded(controldata, PATIENCE).await.unwrap().stdout;
     assert!(text.contains("shut down"), "{text}");
@@ -98,7 +105,8 @@ async fn a_walsender_that_is_terminated_is_replaced_at_once() {
     let client = compute.postgres.connect().await;
     client.batch_execute("CREATE TABLE t (id bigint)").await.unwrap();
     for id in 0..5i64 {
-        let terminated = number(&client, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication").await;
+        let terminated =
+            number(&client, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication").await;
         assert_eq!(terminated, 1);
         timeout(PATIENCE, client.execute("INSERT INTO t VALUES ($1)", &[&id])).await.unwrap().unwrap();
         until("the session is back", async || {

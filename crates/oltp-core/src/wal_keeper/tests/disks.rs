@@ -42,7 +42,9 @@ async fn a_keeper_may_die_at_any_step() {
             // 40 MB: several segments are made, written, synced and given up.
             let id = round as i64;
             client.execute("INSERT INTO t VALUES ($1, 'small')", &[&id]).await?;
-            client.execute("SELECT pg_logical_emit_message(true, 'test', repeat('x', 20000000))", &[]).await?;
+            client
+                .execute("SELECT pg_logical_emit_message(true, 'test', repeat('x', 20000000))", &[])
+                .await?;
             client.execute("INSERT INTO t VALUES ($1, 'after it')", &[&(id + 100)]).await
         });
         let process = keepers[0].child.as_mut().unwrap();

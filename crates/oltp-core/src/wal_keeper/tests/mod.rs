@@ -3,6 +3,7 @@
 mod cluster;
 mod commits;
 mod disks;
+mod logs;
 mod quorum;
 mod store;
 

@@ -115,7 +115,10 @@ async fn wal_that_only_a_minority_had_is_cut_off_when_it_comes_back() {
     keepers[1].kill().await;
     keepers[2].kill().await;
     let before = *compute.streaming.majority().borrow();
-    let lonely = tokio::spawn(async move { client.execute("INSERT INTO t VALUES (1, 'only one has this')", &[]).await });
+    let lonely =
+        tokio::spawn(
+            async move { client.execute("INSERT INTO t VALUES (1, 'only one has this')", &[]).await },
+        );
     let streaming = &compute.streaming;
     until("the first keeper has it", async || {
         streaming.status().keepers.iter().any(|keeper| keeper.flushed > before)

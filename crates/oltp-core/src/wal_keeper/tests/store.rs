@@ -10,8 +10,8 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use tokio::time::timeout;
 
@@ -137,7 +137,8 @@ async fn a_store_that_fails_stops_no_commit_and_is_caught_up_with() {
     store.failing.store(true, Ordering::Relaxed);
     // More than stays in memory: the archiver will have to ask the keeper for it.
     for round in 0..3i64 {
-        let insert = "INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series($1::bigint, $1 + 19999) i";
+        let insert =
+            "INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series($1::bigint, $1 + 19999) i";
         client.execute(insert, &[&(round * 20_000)]).await.unwrap();
     }
     let streaming = &compute.streaming;
@@ -150,7 +151,8 @@ async fn a_store_that_fails_stops_no_commit_and_is_caught_up_with() {
     assert_eq!(streaming.status().archive_trouble, None);
     // The keeper may now forget, and hears of it with the next WAL.
     client.execute("INSERT INTO t VALUES (-2, 'one more')", &[]).await.unwrap();
-    until("the keeper has given up what is archived", async || segment_files(&keepers[0].directory()) <= 3).await;
+    until("the keeper has given up what is archived", async || segment_files(&keepers[0].directory()) <= 3)
+        .await;
     drop(client);
     compute.kill().await;
     let compute = branch.start(Durability::Keeper).await;
@@ -183,15 +185,21 @@ async fn a_commit_is_archived_within_seconds_and_the_archive_alone_gives_its_wal
         to: None,
     });
     let archive = WalArchive::new(branch.storage.clone(), branch.election.log.clone());
-    let placement =
-        WalPlacement { archive: &archive, keepers: &[], spans: &spans, from: base().await.redo, to: Some(end) };
+    let placement = WalPlacement {
+        archive: &archive,
+        keepers: &[],
+        spans: &spans,
+        from: base().await.redo,
+        to: Some(end),
+    };
     let user = ServiceUser::for_new_cluster();
     assert_eq!(placement.place(placed.path(), &user).await.unwrap(), end);
     let mut compared = 0;
     for entry in std::fs::read_dir(placed.path()).unwrap() {
         let path = entry.unwrap().path();
         let ours = std::fs::read(&path).unwrap();
-        let theirs = std::fs::read(compute.postgres.data().join("pg_wal").join(path.file_name().unwrap())).unwrap();
+        let theirs =
+            std::fs::read(compute.postgres.data().join("pg_wal").join(path.file_name().unwrap())).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
         let start = u64::from_str_radix(&name[16..], 16).unwrap() * SEGMENT;
         let from = (base().await.redo.0 / 8192 * 8192).saturating_sub(start).min(SEGMENT) as usize;
@@ -220,14 +228,21 @@ async fn with_durability_store_a_compute_is_fenced_by_one_that_its_keeper_never_
     let mut others = vec![Keeper::start().await];
     branch.election.keepers = others.iter().map(|keeper| keeper.address.clone()).collect();
     let second = branch.start(Durability::Store).await;
-    let late = tokio::spawn(async move { client.execute("INSERT INTO t VALUES (-1, 'too late')", &[]).await });
+    let late =
+        tokio::spawn(async move { client.execute("INSERT INTO t VALUES (-1, 'too late')", &[]).await });
     let mut ended = first.streaming.ended();
     let end = timeout(PATIENCE, ended.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
     assert_eq!(end, Some(StreamEnd::Fenced { by: second.streaming.term() }));
     first.kill().await;
     late.await.unwrap().unwrap_err();
 
-    second.postgres.connect().await.execute("INSERT INTO t VALUES (2, 'the second goes on')", &[]).await.unwrap();
+    second
+        .postgres
+        .connect()
+        .await
+        .execute("INSERT INTO t VALUES (2, 'the second goes on')", &[])
+        .await
+        .unwrap();
     second.kill().await;
     // The archive alone has chunks of both; the loser's last one does not count.
     others[0].kill().await;
