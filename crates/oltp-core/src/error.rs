@@ -669,6 +669,7 @@ pub enum CoreError {
         from: wal_decoder::Lsn,
         /// How far it is needed.
         to: wal_decoder::Lsn,
+    },
     /// The gateway's address is taken.
     #[error(
         "the gateway cannot listen on {address}. Stop the program that uses it, or choose another address in \

@@ -97,7 +97,8 @@ mod tests {
 
     #[tokio::test]
     async fn of_two_writers_the_first_ones_password_counts_for_both() {
-        let storage = Storage::over(Arc::new(object_store::memory::InMemory::new()), Path::default(), "memory");
+        let storage =
+            Storage::over(Arc::new(object_store::memory::InMemory::new()), Path::default(), "memory");
         let shop = ProjectName::new("shop").unwrap();
         let first = kept_secret(&storage, &shop, Secret::Owner).await.unwrap();
         let second = keep(&storage, &shop, Secret::Owner, &generate()).await.unwrap();

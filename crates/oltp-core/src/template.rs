@@ -21,7 +21,8 @@ use crate::ids::{
 use crate::installation::Installation;
 use crate::page_fs::import_cluster;
 use crate::page_store::{
-    BranchState, Manifest, ManifestBody, ManifestHead, ManifestKind, PageStore, ParentPoint, ProjectRecord, WalSpan,
+    BranchState, Manifest, ManifestBody, ManifestHead, ManifestKind, PageStore, ParentPoint, ProjectRecord,
+    WalSpan,
 };
 use crate::provision::{UNCLAIMED_DATABASE, quote_identifier};
 use crate::secrets::{self, Secret};
@@ -84,7 +85,10 @@ pub async fn ensure_project(
         Ok(()) => Ok(manifest.head.branch),
         Err(CoreError::BranchExists { .. }) => match pages.find_branch(&project.name, &main).await? {
             Some(there) => Ok(there.branch),
-            None => Err(CoreError::BranchExists { project: project.name.to_string(), branch: MAIN_BRANCH.to_owned() }),
+            None => Err(CoreError::BranchExists {
+                project: project.name.to_string(),
+                branch: MAIN_BRANCH.to_owned(),
+            }),
         },
         Err(error) => Err(error),
     }
@@ -152,10 +156,16 @@ async fn make_template(
     }
     let user = directory.user();
     let superuser = crate::SUPERUSER;
-    initdb::make_cluster(directory.root(), &data, installation, user, superuser, password.expose_secret()).await?;
+    initdb::make_cluster(directory.root(), &data, installation, user, superuser, password.expose_secret())
+        .await?;
 
-    let server =
-        Server::launch(&directory, installation, name.as_str(), &password, &Purpose::Rewinding { until: None })?;
+    let server = Server::launch(
+        &directory,
+        installation,
+        name.as_str(),
+        &password,
+        &Purpose::Rewinding { until: None },
+    )?;
     let client = server.wait_until_ready().await?;
     let failed = |action| CoreError::statement(name.as_str(), action);
     let database = quote_identifier(UNCLAIMED_DATABASE);
@@ -174,10 +184,10 @@ async fn make_template(
     let control = read_control_file(&data)?;
     let timeline = Timeline(control.timeline());
     let branch = BranchId::random();
-    let archive =
-        WalArchive::new(pages.storage().clone(), LogName { project: name.clone(), branch });
+    let archive = WalArchive::new(pages.storage().clone(), LogName { project: name.clone(), branch });
     let wal = data.join("pg_wal");
-    let written = archive_shut_down_wal(&archive, &wal, timeline, control.checkpoint(), None, NO_TERM).await?;
+    let written =
+        archive_shut_down_wal(&archive, &wal, timeline, control.checkpoint(), None, NO_TERM).await?;
     let captured = import_cluster(pages, name, NO_TERM, &data, None).await?;
     let now = Timestamp::now();
     let head = ManifestHead {
@@ -198,13 +208,8 @@ async fn make_template(
         min_recovery_lsn: written.end,
         end_lsn: Some(written.end),
     };
-    let span = WalSpan {
-        project: name.clone(),
-        branch,
-        timeline,
-        from: written.start,
-        to: Some(written.end),
-    };
+    let span =
+        WalSpan { project: name.clone(), branch, timeline, from: written.start, to: Some(written.end) };
     let body = ManifestBody { wal: vec![span], ..captured.body };
     pages.create_branch(&Arc::new(Manifest { head, body }), None).await?;
     std::fs::remove_dir_all(&data).map_err(CoreError::io("remove", &data))

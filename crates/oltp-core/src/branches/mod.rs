@@ -127,7 +127,8 @@ impl Branches {
     pub async fn reset(&self, project: &ProjectName, name: &BranchName) -> Result<Arc<Manifest>> {
         let head = self.find(project, name).await?;
         let parent = head.parent.as_ref().filter(|parent| parent.project == *project);
-        let parent = parent.ok_or_else(|| out_of_reach(project, Point::Now, "it has no parent to go back to"))?;
+        let parent =
+            parent.ok_or_else(|| out_of_reach(project, Point::Now, "it has no parent to go back to"))?;
         let parent = self.pages.latest_head(project, parent.branch).await?;
         let parent = parent.filter(|parent| parent.state == BranchState::Live);
         let parent = parent.ok_or_else(|| out_of_reach(project, Point::Now, "its parent was deleted"))?;
@@ -159,7 +160,8 @@ impl Branches {
 
     async fn find(&self, project: &ProjectName, name: &BranchName) -> Result<Arc<ManifestHead>> {
         let found = self.pages.find_branch(project, name).await?;
-        found.ok_or_else(|| CoreError::NoSuchBranch { project: project.to_string(), branch: name.to_string() })
+        found
+            .ok_or_else(|| CoreError::NoSuchBranch { project: project.to_string(), branch: name.to_string() })
     }
 
     /// A branch that was deleted has nothing left to keep: its compute ends however it can.
@@ -179,9 +181,8 @@ impl Branches {
 
     async fn latest(&self, branch: &ManifestHead) -> Result<Arc<Manifest>> {
         let latest = self.pages.latest(&branch.project, branch.branch).await?;
-        latest.filter(|latest| latest.head.state == BranchState::Live).ok_or_else(|| CoreError::NoSuchBranch {
-            project: branch.project.to_string(),
-            branch: branch.name.to_string(),
+        latest.filter(|latest| latest.head.state == BranchState::Live).ok_or_else(|| {
+            CoreError::NoSuchBranch { project: branch.project.to_string(), branch: branch.name.to_string() }
         })
     }
 
@@ -258,7 +259,8 @@ impl Branches {
                     // The branch had been made and not been started: its point is all there was.
                     return Ok(Beginning::of_branched(base));
                 }
-                let later = live.iter().skip_while(|head| head.published_at <= time.after(STAMPED_AND_FLUSHED));
+                let later =
+                    live.iter().skip_while(|head| head.published_at <= time.after(STAMPED_AND_FLUSHED));
                 let bound = later.skip(1).map(|head| head.min_recovery_lsn).next();
                 let until = bound.or(last).unwrap_or(end).max(head.min_recovery_lsn);
                 return Ok(Beginning { base, until, target: RecoveryTarget::Time(time) });
@@ -275,7 +277,8 @@ impl Branches {
             let reason = format!("what is kept of branch `{}` begins later", branch.name);
             out_of_reach(&branch.project, point, &reason)
         };
-        let parent = branch.parent.as_ref().filter(|parent| parent.project == branch.project).ok_or_else(none)?;
+        let parent =
+            branch.parent.as_ref().filter(|parent| parent.project == branch.project).ok_or_else(none)?;
         self.pages.latest_head(&parent.project, parent.branch).await?.ok_or_else(none)
     }
 }
@@ -292,7 +295,13 @@ impl Beginning {
     }
 
     /// The first manifest of a branch that begins here.
-    fn child(&self, parent: &ManifestHead, name: BranchName, point: Point, ttl: Option<Duration>) -> Manifest {
+    fn child(
+        &self,
+        parent: &ManifestHead,
+        name: BranchName,
+        point: Point,
+        ttl: Option<Duration>,
+    ) -> Manifest {
         let now = Timestamp::now();
         let time = match point {
             Point::Time(time) => time,

@@ -103,7 +103,8 @@ pub(crate) async fn archive_shut_down_wal(
 fn switch_point(wal: &Path, timeline: Timeline) -> Result<Lsn> {
     let path = wal.join(format!("{:08X}.history", timeline.0));
     let text = std::fs::read_to_string(&path).map_err(CoreError::io("read", &path))?;
-    last_switch(&text).ok_or_else(|| CoreError::io("understand", path)(std::io::ErrorKind::InvalidData.into()))
+    last_switch(&text)
+        .ok_or_else(|| CoreError::io("understand", path)(std::io::ErrorKind::InvalidData.into()))
 }
 
 fn last_switch(history: &str) -> Option<Lsn> {

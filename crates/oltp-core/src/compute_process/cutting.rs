@@ -31,9 +31,7 @@ use super::wal_floor::wal_floor;
 use crate::branches::lineage;
 use crate::ids::{ManifestNumber, ManifestUid, ProjectName, Term, Timeline};
 use crate::page_fs::{CaptureKind, Captured, Mounted};
-use crate::page_store::{
-    Compaction, Manifest, ManifestBody, ManifestHead, ManifestKind, ManifestView, PageStore, WalSpan,
-};
+use crate::page_store::{Manifest, ManifestBody, ManifestHead, ManifestKind, PageStore, WalSpan};
 use crate::{CoreError, Result, Timestamp};
 
 /// After a failure the next attempt waits this long, and twice as long after each further one.
@@ -75,13 +73,6 @@ impl Publisher {
             return;
         }
         self.wal = lineage::continued(&self.wal, &head.project, head.branch, timeline, from);
-    }
-
-    /// Merges layers of the newest manifest, if that is worth it.
-    fn compaction(&self) -> impl Future<Output = Result<Option<Compaction>>> + Send + use<> {
-        let (pages, term) = (self.pages.clone(), self.term);
-        let view = ManifestView::new(Arc::clone(&self.latest));
-        async move { pages.compact(&view, term).await }
     }
 
     /// Where the WAL of the branch lies, to its open end.
@@ -186,7 +177,7 @@ pub(crate) enum Order {
 /// The task that cuts a running branch.
 #[derive(Debug)]
 pub(crate) struct Cutter {
-    pub(crate) mounted: Mounted,
+    pub(crate) mounted: Arc<Mounted>,
     pub(crate) publisher: Publisher,
     pub(crate) data: PathBuf,
     pub(crate) client: Client,
@@ -208,16 +199,18 @@ impl Cutter {
     pub(crate) async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Result<(Mounted, Publisher)> {
         let mut pause = self.every;
         let mut pressure = self.mounted.pressure();
-        let mut compacting: Option<AbortOnDropHandle<Result<Option<Compaction>>>> = None;
+        let mut compacting: Option<AbortOnDropHandle<Result<bool>>> = None;
         loop {
             let order = tokio::select! {
                 order = orders.recv() => match order {
                     Some(order) => Some(order),
-                    None => return Ok((self.mounted, self.publisher)),
+                    None => break,
                 },
                 compacted = finished(&mut compacting) => {
                     compacting = None;
-                    self.take_over(compacted).await;
+                    if let Err(error) = compacted {
+                        tracing::warn!(error = %control::chain(&error), "layers could not be merged; all stays as it is");
+                    }
                     continue;
                 }
                 // Dirty pages fill the cache: sooner than the clock says, but not in a hurry after a failure.
@@ -237,7 +230,10 @@ impl Cutter {
             let outcome = self.cut().await;
             pause = self.after(&outcome, pause);
             if outcome.is_ok() && compacting.is_none() {
-                compacting = Some(AbortOnDropHandle::new(tokio::spawn(self.publisher.compaction())));
+                // In a task of its own: merging gigabytes must not hold up the next cut.
+                let mounted = Arc::clone(&self.mounted);
+                compacting =
+                    Some(AbortOnDropHandle::new(tokio::spawn(async move { mounted.compact().await })));
             }
             let fatal = matches!(&outcome, Err(CoreError::Fenced { .. } | CoreError::NoSuchBranch { .. }));
             match (order, outcome) {
@@ -247,19 +243,13 @@ impl Cutter {
                 _ => {}
             }
         }
-    }
-
-    /// Later manifests name the merged layers in place of those they were made of.
-    async fn take_over(&self, compacted: Result<Option<Compaction>>) {
-        match compacted {
-            Ok(Some(Compaction { removed, added })) => {
-                self.mounted.replace_layers(&removed.into_iter().collect(), added).await;
-            }
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(error = %control::chain(&error), "layers could not be merged; all stays as it is");
-            }
+        if let Some(task) = compacting {
+            task.abort();
+            // Whatever became of it: layers that were merged and are not named yet are nobody's.
+            let _ = task.await;
         }
+        let mounted = Arc::into_inner(self.mounted).ok_or(CoreError::ComputeEnding)?;
+        Ok((mounted, self.publisher))
     }
 
     /// Shows how it went, and says when the next attempt is due.
@@ -312,9 +302,7 @@ async fn raised(pressure: &mut watch::Receiver<bool>) {
 }
 
 /// Waits for the compaction under way; for ever when there is none.
-async fn finished(
-    compacting: &mut Option<AbortOnDropHandle<Result<Option<Compaction>>>>,
-) -> Result<Option<Compaction>> {
+async fn finished(compacting: &mut Option<AbortOnDropHandle<Result<bool>>>) -> Result<bool> {
     match compacting {
         Some(task) => task
             .await
@@ -325,10 +313,8 @@ async fn finished(
 
 async fn flush_position(client: &Client, project: &ProjectName) -> Result<Lsn> {
     let failed = || CoreError::statement(project.as_str(), "tell its WAL position");
-    let row = client
-        .query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()::text", &[])
-        .await
-        .map_err(failed())?;
+    let row =
+        client.query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()::text", &[]).await.map_err(failed())?;
     let text: String = row.try_get(0).map_err(failed())?;
     text.parse().map_err(|error| CoreError::io("understand", text)(std::io::Error::other(error)))
 }

@@ -71,7 +71,8 @@ impl ComputeDirectory {
         let stale = directory.root.clone();
         // Looking at a mount that a killed process left may block for a moment.
         let detached = tokio::task::spawn_blocking(move || detach_stale_mounts(&stale)).await;
-        detached.map_err(|ended| CoreError::io("look at", &directory.root)(std::io::Error::other(ended)))??;
+        detached
+            .map_err(|ended| CoreError::io("look at", &directory.root)(std::io::Error::other(ended)))??;
         private_file::create_directory(&directory.data(), 0o700)?;
         private_file::create_directory(&directory.wal(), 0o700)?;
         directory.user.own(&directory.wal())?;
@@ -150,7 +151,9 @@ impl ComputeDirectory {
         let path = self.root.join("postmaster");
         let Some(text) = private_file::read(&path)? else { return Ok(()) };
         let Some((pid, started)) = text.split_once(' ') else { return Ok(()) };
-        let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.trim().parse::<u64>()) else { return Ok(()) };
+        let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.trim().parse::<u64>()) else {
+            return Ok(());
+        };
         let waiting = Instant::now();
         while start_time(pid) == Some(started) && waiting.elapsed() < ORPHAN_LIMIT {
             if let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw)

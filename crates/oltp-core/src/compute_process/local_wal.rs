@@ -46,7 +46,8 @@ pub(crate) fn end_after(directory: &Path, timeline: Timeline, checkpoint: Lsn) -
         let piece = read_up_to(directory, timeline, at, PIECE)?;
         // What follows the last record is no WAL, and the scanner says so; what counts is whether it came by one.
         if piece.is_empty() || (scanner.push(&piece).is_err() && scanner.end() == checkpoint) {
-            let problem = std::io::Error::new(ErrorKind::InvalidData, format!("no whole record at {checkpoint}"));
+            let problem =
+                std::io::Error::new(ErrorKind::InvalidData, format!("no whole record at {checkpoint}"));
             return Err(CoreError::io("find the last checkpoint in", directory)(problem));
         }
     }

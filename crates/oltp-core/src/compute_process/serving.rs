@@ -120,7 +120,8 @@ fn show(board: &watch::Sender<Status>, streaming: &Streaming) {
         status.archived = stream.archived;
         status.commits_wait = stream.waiting_for(WAITING_IS_NOTICED);
         if let Some(trouble) = &stream.archive_trouble {
-            status.store_trouble = Some(format!("no WAL is archived since {}: {}", trouble.since, trouble.problem));
+            status.store_trouble =
+                Some(format!("no WAL is archived since {}: {}", trouble.since, trouble.problem));
         }
     });
 }
@@ -152,7 +153,9 @@ fn answer(
     tokio::spawn(async move {
         let answer = match question {
             Question::Status | Question::Ready | Question::Suspend => Ok(Answer::Status(Box::new(status))),
-            Question::Confirmed { lsn } => confirmed(&streaming, lsn).await.map(|lsn| Answer::Confirmed { lsn }),
+            Question::Confirmed { lsn } => {
+                confirmed(&streaming, lsn).await.map(|lsn| Answer::Confirmed { lsn })
+            }
             Question::Settle => settle(&orders, &streaming).await.map(|lsn| Answer::Settled { lsn }),
             Question::Cut => cut(&orders).await.map(|manifest| Answer::Published { manifest }),
         };
@@ -202,7 +205,11 @@ async fn suspend(
     let control = rewinding::on_mount(data, read_control_file).await?;
     if !control.is_shut_down() {
         let end = "it did not shut down in order".to_owned();
-        return Err(CoreError::PostgresEnded { project: project.to_string(), end, tail: server.last_words() });
+        return Err(CoreError::PostgresEnded {
+            project: project.to_string(),
+            end,
+            tail: server.last_words(),
+        });
     }
     let mut ended = streaming.ended();
     let drained = async {
@@ -218,7 +225,11 @@ async fn suspend(
         .await
         .map_err(|_| CoreError::DrainTimedOut { project: project.to_string(), limit: DRAIN_LIMIT })??;
     if end <= control.checkpoint() {
-        return Err(CoreError::PagesAheadOfWal { project: project.to_string(), have: end, need: control.checkpoint() });
+        return Err(CoreError::PagesAheadOfWal {
+            project: project.to_string(),
+            have: end,
+            need: control.checkpoint(),
+        });
     }
     let floor = rewinding::on_mount(data, wal_floor).await?;
     let captured = mounted.capture_clean(mounted.cut()?).await?;

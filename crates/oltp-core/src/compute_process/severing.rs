@@ -49,7 +49,8 @@ pub(crate) async fn sever(server: &Server, project: &str, client: &Client) -> Re
         .await
         .map_err(failed("look for inherited subscriptions and prepared transactions"))?;
     for tie in ties {
-        let read = |column: usize| tie.try_get::<_, String>(column).map_err(failed("read what a branch inherits"));
+        let read =
+            |column: usize| tie.try_get::<_, String>(column).map_err(failed("read what a branch inherits"));
         let (database, kind, name) = (read(0)?, read(1)?, read(2)?);
         let session = server.connect(&database).await?;
         if kind == "ROLLBACK PREPARED" {

@@ -45,8 +45,8 @@ pub(super) async fn start(
             durability: spec.durability,
         };
         let elected = elect(&election).await?;
-        // Once more, after the election: no older compute can add to the branch any more.
-        let manifest = newest(spec).await?;
+        // After the election, in its term: no older compute can add to the branch any more.
+        let manifest = spec.pages.take_over(&spec.project, spec.branch, elected.term()).await?;
         board.send_modify(|status| {
             status.name = Some(manifest.head.name.clone());
             status.term = elected.term();
@@ -59,15 +59,14 @@ pub(super) async fn start(
             board.send_modify(|status| status.state = State::Starting);
             continue;
         }
-        return start_ordinary(spec, directory, board, elected, manifest).await;
+        return start_ordinary(spec, directory, board, elected, before, manifest).await;
     }
 }
 
 async fn newest(spec: &ComputeSpec) -> Result<Arc<Manifest>> {
     let manifest = spec.pages.latest(&spec.project, spec.branch).await?;
-    manifest.filter(|manifest| manifest.head.state == BranchState::Live).ok_or_else(|| CoreError::NoSuchBranch {
-        project: spec.project.to_string(),
-        branch: spec.branch.to_string(),
+    manifest.filter(|manifest| manifest.head.state == BranchState::Live).ok_or_else(|| {
+        CoreError::NoSuchBranch { project: spec.project.to_string(), branch: spec.branch.to_string() }
     })
 }
 
@@ -76,6 +75,7 @@ async fn start_ordinary(
     directory: &ComputeDirectory,
     board: &watch::Sender<Status>,
     elected: Elected,
+    before: Arc<Manifest>,
     manifest: Arc<Manifest>,
 ) -> Result<Started> {
     let head = &manifest.head;
@@ -89,34 +89,40 @@ async fn start_ordinary(
         });
     }
     let mut publisher = Publisher::new(spec.pages.clone(), Arc::clone(&manifest), term);
-    let mounted = mount(spec, directory, Arc::clone(&manifest), term).await?;
+    // The same state under the name that the local cache knows it by, unless somebody published in between.
+    let known = if before.head.number.next() == head.number { before } else { Arc::clone(&manifest) };
+    let mounted = mount(spec, directory, known, term).await?;
     let from = on_mount(&directory.data(), wal_floor).await?;
     empty(&directory.wal())?;
     let placed = elected.place_wal(publisher.wal(), from, &directory.wal(), directory.user()).await?;
     let replays = head.end_lsn.is_none_or(|clean_end| placed > clean_end);
     prepare(spec, directory, replays).await?;
 
-    let server =
-        Server::launch(directory, &spec.installation, spec.project.as_str(), &spec.superuser_password, &Purpose::Serving)?;
+    let server = Server::launch(
+        directory,
+        &spec.installation,
+        spec.project.as_str(),
+        &spec.superuser_password,
+        &Purpose::Serving,
+    )?;
     board.send_modify(|status| {
         status.postgres_pid = Some(server.pid());
         status.socket_directory = Some(server.socket_directory().to_owned());
     });
     publisher.continue_wal(head.timeline, placed);
     let (client, ()) = tokio::try_join!(server.wait_until_ready(), publisher.publish_in_service())?;
-    let config = StreamConfig {
-        postgres: superuser_source(spec, &server),
-        origin: placed,
-    };
+    let config = StreamConfig { postgres: superuser_source(spec, &server), origin: placed };
     // From here on commits are confirmed.
     let streaming = elected.stream(config).await?;
     provision::provision(&client, spec.project.as_str(), &spec.owner, &spec.owner_password).await?;
-    provision::settle_password(&server, &client, spec.project.as_str(), &spec.owner, &spec.owner_password).await?;
-    let idle = Idleness::new(spec.suspend_after, server.connect("postgres").await?, server.superuser("postgres"));
+    provision::settle_password(&server, &client, spec.project.as_str(), &spec.owner, &spec.owner_password)
+        .await?;
+    let idle =
+        Idleness::new(spec.suspend_after, server.connect("postgres").await?, server.superuser("postgres"));
     let cutter = Cutter {
         majority: streaming.majority(),
         recoverable: streaming.recoverable(),
-        mounted,
+        mounted: Arc::new(mounted),
         publisher,
         data: directory.data(),
         client,
@@ -156,7 +162,9 @@ pub(super) fn empty(wal: &Path) -> Result<()> {
             _ => std::fs::remove_file(&path),
         };
         match removed {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(CoreError::io("remove", path)(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(CoreError::io("remove", path)(error));
+            }
             _ => {}
         }
     }

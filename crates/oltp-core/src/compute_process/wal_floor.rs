@@ -67,7 +67,9 @@ pub(crate) fn write_control_file(data: &Path, control: &ControlFile) -> Result<(
 fn slot_restart(path: &Path) -> Result<Option<Lsn>> {
     let bytes = match read_bounded(path) {
         Ok(bytes) => bytes,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(error) => return Err(CoreError::io("read", path)(error)),
     };
     let number = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk::<4>());

@@ -39,7 +39,8 @@ impl Waker for BranchWaker {
         };
         let status = self.computes.ensure_running(&project, head.branch).await.map_err(failed)?;
         let socket_directory = status.socket_directory.ok_or_else(|| failed(CoreError::ComputeEnding))?;
-        let password = kept_secret(self.pages.storage(), &project, Secret::Superuser).await.map_err(failed)?;
+        let password =
+            kept_secret(self.pages.storage(), &project, Secret::Superuser).await.map_err(failed)?;
         let mut superuser = Config::new();
         superuser
             .host_path(&socket_directory)

@@ -135,7 +135,8 @@ impl Computes {
                 tokio::spawn(async move { attempt.child.wait().await });
                 return Ok(*status);
             }
-            let ended = attempt.child.try_wait().map_err(CoreError::io("watch the compute in", &directory))?;
+            let ended =
+                attempt.child.try_wait().map_err(CoreError::io("watch the compute in", &directory))?;
             let silent = started.elapsed() > SOCKET_LIMIT;
             match ended {
                 Some(status) => {

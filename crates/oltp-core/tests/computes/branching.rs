@@ -32,7 +32,8 @@ async fn a_branch_of_a_running_parent_has_all_it_acknowledged_and_neither_sees_t
 
     // A branch of the branch, of a sleeping parent this time.
     child.suspend().await;
-    let deeper = lab.branches.create(&project(), &named("dev"), named("deeper"), Point::Now, None).await.unwrap();
+    let deeper =
+        lab.branches.create(&project(), &named("dev"), named("deeper"), Point::Now, None).await.unwrap();
     let grandchild = lab.start(deeper.head.branch).await;
     assert_eq!(number(&grandchild.owner().await, "SELECT sum(a) FROM t").await, 11);
     grandchild.kill().await;
@@ -52,7 +53,8 @@ async fn a_restore_to_a_time_or_a_position_has_what_was_committed_then_and_keeps
     let mut moments = Vec::new();
     for row in 1..=10 {
         client.execute("INSERT INTO t VALUES ($1)", &[&row]).await.unwrap();
-        let lsn: String = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap().get(0);
+        let lsn: String =
+            client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap().get(0);
         moments.push((Timestamp::now(), lsn.parse().unwrap()));
         if row % 3 == 0 {
             compute.ask(oltp_core::compute_process::Question::Cut).await;
@@ -70,7 +72,8 @@ async fn a_restore_to_a_time_or_a_position_has_what_was_committed_then_and_keeps
     at_seven.suspend().await;
 
     // A time after the last commit is all of it.
-    let last = lab.branches.create(&project(), &named("main"), named("last"), Point::Time(Timestamp::now()), None);
+    let last =
+        lab.branches.create(&project(), &named("main"), named("last"), Point::Time(Timestamp::now()), None);
     let last = lab.start(last.await.unwrap().head.branch).await;
     assert_eq!(number(&last.owner().await, "SELECT count(*) FROM t").await, 10);
     last.suspend().await;
@@ -84,7 +87,8 @@ async fn a_restore_to_a_time_or_a_position_has_what_was_committed_then_and_keeps
     assert!(names.contains(&restored.before.to_string()) && names.contains(&"main".to_owned()), "{names:?}");
 
     // From the rewound branch further back than it begins, and from the state before as well.
-    let again = lab.branches.create(&project(), &named("main"), named("again"), Point::Time(moments[0].0), None);
+    let again =
+        lab.branches.create(&project(), &named("main"), named("again"), Point::Time(moments[0].0), None);
     let again = lab.start(again.await.unwrap().head.branch).await;
     assert_eq!(number(&again.owner().await, "SELECT count(*) FROM t").await, 1);
     again.suspend().await;

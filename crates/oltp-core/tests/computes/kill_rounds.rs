@@ -76,11 +76,19 @@ async fn check(lab: &Lab, compute: &Running, acknowledged: &[AtomicI64], round: 
         .await
         .unwrap();
     for (writer, last) in acknowledged.iter().enumerate() {
-        let found = number(&client, &format!("SELECT coalesce(max(step), 0) FROM steps WHERE writer = {writer}")).await;
+        let found =
+            number(&client, &format!("SELECT coalesce(max(step), 0) FROM steps WHERE writer = {writer}"))
+                .await;
         let count = number(&client, &format!("SELECT count(*) FROM steps WHERE writer = {writer}")).await;
         let last = last.load(Ordering::SeqCst);
-        assert!(found >= last, "seed {seed}, round {round}: writer {writer} has {found}, {last} was acknowledged");
-        assert!(found <= last + 1, "seed {seed}, round {round}: writer {writer} has {found}, {last} was the last");
+        assert!(
+            found >= last,
+            "seed {seed}, round {round}: writer {writer} has {found}, {last} was acknowledged"
+        );
+        assert!(
+            found <= last + 1,
+            "seed {seed}, round {round}: writer {writer} has {found}, {last} was the last"
+        );
         assert_eq!(found, count, "seed {seed}, round {round}: writer {writer} has gaps");
     }
     client

@@ -11,7 +11,9 @@ use oltp_core::ids::{BranchId, BranchName, ProjectName};
 use oltp_core::page_store::PageStore;
 use oltp_core::storage::Storage;
 use oltp_core::wal_keeper::{Durability, KeeperAddress, KeeperEndpoint, KeeperOptions, KeeperServer};
-use oltp_core::{CoreError, Installation, NewProject, Secret, ensure_project, find_installation, kept_secret};
+use oltp_core::{
+    CoreError, Installation, NewProject, Secret, ensure_project, find_installation, kept_secret,
+};
 use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -48,7 +50,8 @@ pub fn named(name: &str) -> BranchName {
 impl Lab {
     pub async fn new() -> Lab {
         let folder = tempfile::Builder::new().permissions(open_to_all()).tempdir().unwrap();
-        let storage = Storage::open(folder.path().join("storage").to_str().unwrap(), &BTreeMap::new()).unwrap();
+        let storage =
+            Storage::open(folder.path().join("storage").to_str().unwrap(), &BTreeMap::new()).unwrap();
         let pages = PageStore::new(storage);
         let installation = find_installation(None, 18).await.unwrap();
         let computes = computes_in(&folder, "state");
@@ -90,7 +93,9 @@ impl Lab {
 
     pub async fn project(&self) -> BranchId {
         let shop = NewProject { name: project(), owner: "shop".to_owned() };
-        ensure_project(&self.pages, &shop, &self.installation, &self.folder.path().join("scratch")).await.unwrap()
+        ensure_project(&self.pages, &shop, &self.installation, &self.folder.path().join("scratch"))
+            .await
+            .unwrap()
     }
 
     pub async fn spec(&self, branch: BranchId) -> ComputeSpec {
@@ -144,7 +149,11 @@ fn computes_in(folder: &TempDir, state: &str) -> Computes {
 }
 
 impl Running {
-    pub async fn connect_as(&self, role: &str, password: &SecretString) -> Result<Client, tokio_postgres::Error> {
+    pub async fn connect_as(
+        &self,
+        role: &str,
+        password: &SecretString,
+    ) -> Result<Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config
             .host_path(self.status.socket_directory.as_ref().unwrap())
@@ -178,7 +187,8 @@ impl Running {
 
     /// As `kill -9` of the process and its Postgres would: nothing is flushed, told or handed over.
     pub async fn kill(self) {
-        let postmaster = rustix::process::Pid::from_raw(i32::try_from(self.status.postgres_pid.unwrap()).unwrap());
+        let postmaster =
+            rustix::process::Pid::from_raw(i32::try_from(self.status.postgres_pid.unwrap()).unwrap());
         rustix::process::kill_process(postmaster.unwrap(), rustix::process::Signal::KILL).unwrap();
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());

@@ -56,7 +56,10 @@ async fn a_suspended_branch_wakes_without_recovery_and_with_its_unlogged_rows_an
         .batch_execute("CREATE UNLOGGED TABLE u (a int); INSERT INTO u SELECT generate_series(1, 1000)")
         .await
         .unwrap();
-    client.query("SELECT pg_create_logical_replication_slot('other_tool', 'test_decoding')", &[]).await.unwrap();
+    client
+        .query("SELECT pg_create_logical_replication_slot('other_tool', 'test_decoding')", &[])
+        .await
+        .unwrap();
     client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)").await.unwrap();
     drop(client);
     let End::Suspended(manifest) = compute.suspend().await;
@@ -73,7 +76,8 @@ async fn a_suspended_branch_wakes_without_recovery_and_with_its_unlogged_rows_an
         .unwrap();
     let inserts = changes.iter().filter(|row| row.get::<_, String>(0).contains("INSERT")).count();
     assert_eq!(inserts, 2);
-    let log = std::fs::read_to_string(lab.computes.directory_of(&project(), main).join("postgres.log")).unwrap();
+    let log =
+        std::fs::read_to_string(lab.computes.directory_of(&project(), main).join("postgres.log")).unwrap();
     assert!(log.contains("database system was shut down"), "{log}");
     assert!(!log.contains("redo starts"), "{log}");
     compute.suspend().await;
