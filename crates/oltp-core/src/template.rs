@@ -188,7 +188,7 @@ async fn make_template(
     let wal = data.join("pg_wal");
     let written =
         archive_shut_down_wal(&archive, &wal, timeline, control.checkpoint(), None, NO_TERM).await?;
-    let captured = import_cluster(pages, name, NO_TERM, &data, None).await?;
+    let captured = import_cluster(pages, name, branch, NO_TERM, &data, None).await?;
     let now = Timestamp::now();
     let head = ManifestHead {
         project: name.clone(),

@@ -55,7 +55,7 @@ pub enum Question {
     /// Wait until a majority of the keepers has everything below: only then may others see it, such as the lake.
     Confirmed {
         /// One past the last byte.
-        #[serde(with = "crate::page_store::lsn_text")]
+        #[serde(with = "crate::wal_keeper::lsn_text")]
         lsn: Lsn,
     },
     /// Go down in order; answered once everything is in the store.
@@ -85,13 +85,13 @@ pub enum Answer {
     /// To `confirmed`.
     Confirmed {
         /// A majority has everything below.
-        #[serde(with = "crate::page_store::lsn_text")]
+        #[serde(with = "crate::wal_keeper::lsn_text")]
         lsn: Lsn,
     },
     /// To `settle`.
     Settled {
         /// All WAL below is in the store.
-        #[serde(with = "crate::page_store::lsn_text")]
+        #[serde(with = "crate::wal_keeper::lsn_text")]
         lsn: Lsn,
     },
     /// To `cut`.
@@ -150,10 +150,10 @@ pub struct Status {
     /// When that one's cut was taken.
     pub cut_at: Option<Timestamp>,
     /// Flushed by a majority of the keepers.
-    #[serde(with = "crate::page_store::lsn_text")]
+    #[serde(with = "crate::wal_keeper::lsn_text")]
     pub majority: Lsn,
     /// In the store below this.
-    #[serde(with = "crate::page_store::lsn_text")]
+    #[serde(with = "crate::wal_keeper::lsn_text")]
     pub archived: Lsn,
     /// Since when commits wait for a majority of the keepers, and for what.
     pub commits_wait: Option<String>,

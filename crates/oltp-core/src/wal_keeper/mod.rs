@@ -28,7 +28,7 @@ mod keeper_link;
 mod keeper_log;
 mod log_name;
 mod log_state;
-mod lsn_text;
+pub(crate) mod lsn_text;
 mod optional_lsn_text;
 mod placement;
 mod progress;
