@@ -213,7 +213,9 @@ pub enum CoreError {
         storage: String,
     },
     /// A compute did not go down in order.
-    #[error("project `{project}` did not go to sleep in order, so its next start recovers; nothing is lost: {reason}")]
+    #[error(
+        "project `{project}` did not go to sleep in order, so its next start recovers; nothing is lost: {reason}"
+    )]
     SuspendFailed {
         /// The project.
         project: String,
@@ -249,7 +251,9 @@ pub enum CoreError {
         reason: String,
     },
     /// A compute process does not answer.
-    #[error("the compute at `{socket}` did not answer within {limit:?}; `compute.log` beside it says what it does")]
+    #[error(
+        "the compute at `{socket}` did not answer within {limit:?}; `compute.log` beside it says what it does"
+    )]
     ComputeSilent {
         /// Its control socket.
         socket: PathBuf,
@@ -513,7 +517,9 @@ pub enum CoreError {
     )]
     PageCacheFailed,
     /// The names of the data directory do not add up.
-    #[error("the names of the data directory do not add up at {change}. This is a bug of Tidewater, please report it")]
+    #[error(
+        "the names of the data directory do not add up at {change}. This is a bug of Tidewater, please report it"
+    )]
     JournalUnsound {
         /// The change or entry that did not fit.
         change: String,
@@ -551,7 +557,9 @@ pub enum CoreError {
         address: String,
     },
     /// A keeper cannot listen.
-    #[error("the WAL keeper cannot listen at {address}; stop the program that does, or choose another address")]
+    #[error(
+        "the WAL keeper cannot listen at {address}; stop the program that does, or choose another address"
+    )]
     KeeperListen {
         /// Where.
         address: String,
@@ -559,7 +567,9 @@ pub enum CoreError {
         source: io::Error,
     },
     /// A keeper's certificate or key is of no use.
-    #[error("`{file}` cannot protect the WAL keeper: {problem}. It should hold a certificate chain or a private key in PEM form")]
+    #[error(
+        "`{file}` cannot protect the WAL keeper: {problem}. It should hold a certificate chain or a private key in PEM form"
+    )]
     KeeperCertificate {
         /// The file.
         file: PathBuf,
@@ -573,7 +583,9 @@ pub enum CoreError {
         source: Box<postgres_connector::Error>,
     },
     /// Two keepers on one directory would both promise.
-    #[error("another WAL keeper already uses `{directory}`: stop that one, or give this one a directory of its own")]
+    #[error(
+        "another WAL keeper already uses `{directory}`: stop that one, or give this one a directory of its own"
+    )]
     KeeperDirectoryInUse {
         /// The directory.
         directory: PathBuf,
@@ -591,7 +603,9 @@ pub enum CoreError {
         problem: String,
     },
     /// A keeper, or a proposer from a keeper's side, cannot be reached.
-    #[error("the connection with the WAL keeper at {keeper} failed while {doing}; see whether it runs and can be reached")]
+    #[error(
+        "the connection with the WAL keeper at {keeper} failed while {doing}; see whether it runs and can be reached"
+    )]
     KeeperUnreachable {
         /// Its address.
         keeper: String,
@@ -601,7 +615,9 @@ pub enum CoreError {
         source: io::Error,
     },
     /// A keeper does not answer.
-    #[error("the WAL keeper at {keeper} was silent for {limit:?} while {doing}; look at its disk and the way to it")]
+    #[error(
+        "the WAL keeper at {keeper} was silent for {limit:?} while {doing}; look at its disk and the way to it"
+    )]
     KeeperSilent {
         /// Its address.
         keeper: String,
@@ -611,7 +627,9 @@ pub enum CoreError {
         limit: Duration,
     },
     /// Bytes that are not the protocol's.
-    #[error("{keeper} does not speak the WAL keepers' protocol as it should: {problem}. Run the same version on both sides")]
+    #[error(
+        "{keeper} does not speak the WAL keepers' protocol as it should: {problem}. Run the same version on both sides"
+    )]
     KeeperProtocol {
         /// Its address.
         keeper: String,
@@ -648,7 +666,9 @@ pub enum CoreError {
         source: Box<postgres_connector::Error>,
     },
     /// Postgres is not the cluster whose branch this is.
-    #[error("Postgres is cluster {found}, and branch {log} belongs to cluster {wanted}: it was started on another data directory")]
+    #[error(
+        "Postgres is cluster {found}, and branch {log} belongs to cluster {wanted}: it was started on another data directory"
+    )]
     OtherCluster {
         /// The branch.
         log: String,

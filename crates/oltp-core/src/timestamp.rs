@@ -40,7 +40,8 @@ fn micros(period: Duration) -> i64 {
 impl From<Timestamp> for SystemTime {
     fn from(moment: Timestamp) -> SystemTime {
         let distance = Duration::from_micros(moment.0.unsigned_abs());
-        let exact = if moment.0 < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+        let exact =
+            if moment.0 < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
         exact.unwrap_or(UNIX_EPOCH)
     }
 }

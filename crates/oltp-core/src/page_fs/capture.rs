@@ -24,7 +24,8 @@ use super::page_cache::PAGE;
 use super::tree::{Change, Ino, Kind, Tree};
 use crate::ids::{BranchId, FileId, LayerSequence, PageKey, ProjectName, Term};
 use crate::page_store::{
-    Compaction, DirectoryEntry, FileEntry, LayerRef, Manifest, ManifestBody, ManifestView, Page, SymlinkEntry, Truncation,
+    Compaction, DirectoryEntry, FileEntry, LayerRef, Manifest, ManifestBody, ManifestView, Page,
+    SymlinkEntry, Truncation,
 };
 use crate::{CoreError, Result};
 
@@ -69,9 +70,8 @@ struct Record {
 impl Mirror {
     pub(super) fn new(tree: Tree, manifest: Arc<Manifest>) -> Mirror {
         let records = manifest.body.files.iter();
-        let records = records.map(|file| {
-            (file.id, Record { size: file.size, truncations: file.truncations.clone() })
-        });
+        let records =
+            records.map(|file| (file.id, Record { size: file.size, truncations: file.truncations.clone() }));
         Mirror { tree, records: records.collect(), manifest }
     }
 

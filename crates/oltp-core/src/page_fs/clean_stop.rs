@@ -96,7 +96,11 @@ mod tests {
     fn encoded(head: &ManifestHead) -> (Vec<u8>, Slots) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clean_stop");
-        let slots = vec![Some(PageKey { file: FileId(7), block: 3 }), None, Some(PageKey { file: FileId(7), block: 0 })];
+        let slots = vec![
+            Some(PageKey { file: FileId(7), block: 3 }),
+            None,
+            Some(PageKey { file: FileId(7), block: 0 }),
+        ];
         write(&path, head, &slots).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(take(&path, head).unwrap(), Some(slots.clone()));

@@ -125,7 +125,13 @@ impl DataDirectory {
             // An open file that has no name any more still has attributes.
             let mode = self.tree.read().node(ino).map_or(0o600, |node| node.mode);
             let state = file.read();
-            return Ok(Attributes { ino, kind: NodeKind::File, mode, size: state.size, modified: state.modified });
+            return Ok(Attributes {
+                ino,
+                kind: NodeKind::File,
+                mode,
+                size: state.size,
+                modified: state.modified,
+            });
         }
         let tree = self.tree.read();
         let node = tree.node(ino)?;
@@ -161,8 +167,13 @@ impl DataDirectory {
         let role = FileRole::of(&tree.path_in(parent, checked(name)?)?);
         let id = self.draw_id();
         let file = File::empty(id, role);
-        let change =
-            Change::Add { parent, name: name.into(), ino: file.ino, kind: Kind::File(id), mode: mode & 0o7777 };
+        let change = Change::Add {
+            parent,
+            name: name.into(),
+            ino: file.ino,
+            kind: Kind::File(id),
+            mode: mode & 0o7777,
+        };
         tree.apply(&change)?;
         passage.note(change);
         self.files.write().insert(file.ino, Arc::clone(&file));
@@ -216,15 +227,21 @@ impl DataDirectory {
         Ok(())
     }
 
-    pub(super) fn rename(&self, from: Ino, name: &str, to: Ino, new_name: &str, replace: bool) -> Result<(), Errno> {
+    pub(super) fn rename(
+        &self,
+        from: Ino,
+        name: &str,
+        to: Ino,
+        new_name: &str,
+        replace: bool,
+    ) -> Result<(), Errno> {
         let passage = self.gate.pass();
         let mut tree = self.tree.write();
         if !replace && tree.lookup(to, new_name).is_ok() {
             return Err(Errno::EXIST);
         }
         let moved = tree.lookup(from, name)?;
-        let change =
-            Change::Rename { from, name: name.into(), to, new_name: checked(new_name)?.into() };
+        let change = Change::Rename { from, name: name.into(), to, new_name: checked(new_name)?.into() };
         let unlinked = tree.apply(&change)?;
         passage.note(change);
         self.assign_roles(&passage, &tree, moved)?;

@@ -399,7 +399,9 @@ struct Run {
 impl Run {
     fn continues_at(&self, slot: Slot, done: usize) -> bool {
         let bytes = self.from + self.end - self.start;
-        self.end == done && bytes.is_multiple_of(PAGE) && self.first.0 as usize + bytes / PAGE == slot.0 as usize
+        self.end == done
+            && bytes.is_multiple_of(PAGE)
+            && self.first.0 as usize + bytes / PAGE == slot.0 as usize
     }
 
     fn read(self, cache: &PageCache, bytes: &mut [u8]) -> std::io::Result<()> {
@@ -494,7 +496,13 @@ impl FileState {
     }
 
     /// Zeros from `offset` to the end of its page, unless they are there already.
-    fn zero_tail(&mut self, passage: &Passage<'_>, cache: &PageCache, ino: Ino, offset: u64) -> Result<(), Stop> {
+    fn zero_tail(
+        &mut self,
+        passage: &Passage<'_>,
+        cache: &PageCache,
+        ino: Ino,
+        offset: u64,
+    ) -> Result<(), Stop> {
         let end = offset.next_multiple_of(PAGE_BYTES);
         if offset < end && self.holds_bytes(block_at(offset)) {
             self.zero_in_page(passage, cache, ino, offset, end)?;

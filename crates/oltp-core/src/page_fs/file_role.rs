@@ -93,7 +93,9 @@ mod tests {
     #[test]
     fn all_forks_and_segments_of_a_relation_name_it() {
         let main = relation("base/5/16384").unwrap().0;
-        for (path, init) in [("base/5/16384.12", false), ("base/5/16384_fsm.1", false), ("base/5/16384_init", true)] {
+        for (path, init) in
+            [("base/5/16384.12", false), ("base/5/16384_fsm.1", false), ("base/5/16384_init", true)]
+        {
             assert_eq!(relation(path), Some((main, init)), "{path}");
         }
         assert_ne!(relation("base/6/16384").unwrap().0, main);

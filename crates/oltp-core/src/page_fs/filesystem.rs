@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -121,10 +121,8 @@ impl PageFilesystem {
                 let answering = Arc::clone(&self.answering);
                 self.answering.runtime.spawn(async move {
                     let directory = Arc::clone(&answering.directory);
-                    let done = answering
-                        .fetcher
-                        .complete(&directory, &file, || operation(&directory, &file))
-                        .await;
+                    let done =
+                        answering.fetcher.complete(&directory, &file, || operation(&directory, &file)).await;
                     send(reply, done.map_err(errno));
                 });
             }
@@ -165,8 +163,11 @@ fn send_empty(reply: ReplyEmpty, done: Result<(), Errno>) {
 impl Filesystem for PageFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Without these the kernel drops a file's pages whenever its size changes, and asks before every open.
-        for wish in [InitFlags::FUSE_EXPLICIT_INVAL_DATA, InitFlags::FUSE_NO_OPEN_SUPPORT, InitFlags::FUSE_PARALLEL_DIROPS]
-        {
+        for wish in [
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+        ] {
             if let Err(lacking) = config.add_capabilities(wish) {
                 tracing::debug!(?lacking, "this kernel's FUSE is older; the page filesystem works without");
             }
@@ -309,9 +310,7 @@ impl Filesystem for PageFilesystem {
         }
         let done = utf8(name).and_then(|name| {
             let new_name = utf8(new_name)?;
-            self.directory()
-                .rename(Ino(parent.0), name, Ino(new_parent.0), new_name, replace)
-                .map_err(errno)
+            self.directory().rename(Ino(parent.0), name, Ino(new_parent.0), new_name, replace).map_err(errno)
         });
         send_empty(reply, done);
     }
@@ -334,14 +333,19 @@ impl Filesystem for PageFilesystem {
         _: i32,
         reply: ReplyCreate,
     ) {
-        let made = utf8(name).and_then(|name| {
-            self.directory().create_file(Ino(parent.0), name, mode & !umask).map_err(errno)
-        });
+        let made = utf8(name)
+            .and_then(|name| self.directory().create_file(Ino(parent.0), name, mode & !umask).map_err(errno));
         match made.and_then(|file| self.directory().attributes(file.ino).map_err(errno)) {
             Ok(attributes) => {
                 self.directory().remember(attributes.ino);
                 let attributes = self.answering.attributes(&attributes);
-                reply.created(&FOR_EVER, &attributes, Generation(0), FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+                reply.created(
+                    &FOR_EVER,
+                    &attributes,
+                    Generation(0),
+                    FileHandle(0),
+                    FopenFlags::FOPEN_KEEP_CACHE,
+                );
             }
             Err(error) => reply.error(error),
         }
@@ -362,9 +366,8 @@ impl Filesystem for PageFilesystem {
         if mode & FORMAT != REGULAR {
             return reply.error(Errno::EPERM); // no sockets, pipes or devices in a data directory
         }
-        let made = utf8(name).and_then(|name| {
-            self.directory().create_file(Ino(parent.0), name, mode & !umask).map_err(errno)
-        });
+        let made = utf8(name)
+            .and_then(|name| self.directory().create_file(Ino(parent.0), name, mode & !umask).map_err(errno));
         match made {
             Ok(file) => self.entry(reply, self.directory().attributes(file.ino)),
             Err(error) => reply.error(error),

@@ -42,7 +42,9 @@ pub async fn materialise(
 ) -> Result<()> {
     let root = directory.to_owned();
     let (layout, wal, user) = (Arc::clone(manifest), wal_directory.to_owned(), owner.clone());
-    tokio::task::spawn_blocking(move || lay_out(&layout, &root, &wal, &user)).await.map_err(ended(directory))??;
+    tokio::task::spawn_blocking(move || lay_out(&layout, &root, &wal, &user))
+        .await
+        .map_err(ended(directory))??;
 
     let clean = is_clean(&manifest.head.kind);
     let mut next_id = manifest.body.next_file_id;
@@ -74,7 +76,9 @@ pub fn stamp(directory: &Path, manifest: &Manifest) -> Result<()> {
     let times = FileTimes::new().set_modified(manifest.head.published_at.into());
     for entry in &manifest.body.files {
         let path = directory.join(&entry.path);
-        File::open(&path).and_then(|file| file.set_times(times)).map_err(CoreError::io("set the time of", &path))?;
+        File::open(&path)
+            .and_then(|file| file.set_times(times))
+            .map_err(CoreError::io("set the time of", &path))?;
     }
     Ok(())
 }
@@ -100,7 +104,8 @@ fn lay_out(manifest: &Manifest, root: &Path, wal: &Path, owner: &ServiceUser) ->
         std::fs::create_dir(&path).map_err(CoreError::io("make the directory", &path))?;
         make_own(&path, entry.mode, owner)?;
     }
-    let links = manifest.body.symlinks.iter().map(|link| (root.join(&link.path), PathBuf::from(&link.target)));
+    let links =
+        manifest.body.symlinks.iter().map(|link| (root.join(&link.path), PathBuf::from(&link.target)));
     for (path, target) in links.chain([(root.join(file_role::WAL_LINK), wal.to_owned())]) {
         symlink(target, &path).map_err(CoreError::io("link", &path))?;
     }
@@ -108,7 +113,8 @@ fn lay_out(manifest: &Manifest, root: &Path, wal: &Path, owner: &ServiceUser) ->
 }
 
 fn make_own(path: &Path, mode: u32, owner: &ServiceUser) -> Result<()> {
-    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(CoreError::io("set the mode of", path))?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(CoreError::io("set the mode of", path))?;
     owner.own(path)
 }
 
@@ -129,7 +135,8 @@ async fn write_file(
         let mut next = block + 1;
         for (found, page) in &pages {
             let start = u64::from(*found) * PAGE_BYTES;
-            let length = usize::try_from(entry.size.saturating_sub(start).min(PAGE_BYTES)).unwrap_or_default();
+            let length =
+                usize::try_from(entry.size.saturating_sub(start).min(PAGE_BYTES)).unwrap_or_default();
             let bytes = page.bytes().get(..length).unwrap_or_default();
             file.write_all_at(bytes, start).map_err(CoreError::io("write", &path))?;
             // Others may be missing in between: they are asked for one by one.

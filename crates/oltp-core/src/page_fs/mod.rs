@@ -371,8 +371,8 @@ fn open_cache(options: &MountOptions, manifest: &Manifest, files: &[Arc<File>]) 
     let length = path.metadata().map_or(0, |metadata| metadata.len());
     // A file that is shorter than its record says is not the one that was recorded.
     let slots = slots.filter(|slots| length >= slots.len() as u64 * PAGE_BYTES);
-    let cache = PageCache::open(&path, options.cache_limit, slots.is_some())
-        .map_err(CoreError::io("open", &path))?;
+    let cache =
+        PageCache::open(&path, options.cache_limit, slots.is_some()).map_err(CoreError::io("open", &path))?;
     let by_id: HashMap<FileId, &Arc<File>> = files.iter().map(|file| (file.id, file)).collect();
     let adopt = |(slot, key): (u32, Option<PageKey>)| {
         let key = key?;
@@ -396,7 +396,8 @@ fn start_session(options: &MountOptions, filesystem: PageFilesystem) -> Result<B
     let (uid, _) = options.owner.ids();
     let oneself = rustix::process::geteuid().as_raw() == uid;
     config.acl = if oneself { SessionACL::Owner } else { SessionACL::All };
-    config.n_threads = Some(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, THREADS)));
+    config.n_threads =
+        Some(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, THREADS)));
     config.clone_fd = true;
     let point = &options.mount_point;
     Session::new(filesystem, point, &config)

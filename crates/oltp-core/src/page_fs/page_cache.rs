@@ -90,8 +90,7 @@ impl Slots {
 impl PageCache {
     /// Opens the cache file; `keep` keeps its contents, which only a recorded clean stop justifies.
     pub(super) fn open(path: &Path, limit_bytes: u64, keep: bool) -> io::Result<PageCache> {
-        let file =
-            File::options().read(true).write(true).create(true).truncate(!keep).open(path)?;
+        let file = File::options().read(true).write(true).create(true).truncate(!keep).open(path)?;
         let limit = u32::try_from(limit_bytes / PAGE_BYTES)
             .unwrap_or(SLOTS_AT_MOST)
             .clamp(SLOTS_AT_LEAST, SLOTS_AT_MOST / 4);
@@ -138,7 +137,8 @@ impl PageCache {
 
     /// Takes over what lies in the file already, slot by slot, as a recorded clean stop lists it.
     pub(super) fn restore(&self, owners: Vec<Option<Owner>>) {
-        let free = (0..).zip(&owners).filter(|(_, owner)| owner.is_none()).map(|(slot, _)| Slot(slot)).collect();
+        let free =
+            (0..).zip(&owners).filter(|(_, owner)| owner.is_none()).map(|(slot, _)| Slot(slot)).collect();
         *self.slots.lock() = Slots { free, owners, hand: 0 };
     }
 

@@ -31,7 +31,7 @@ pub(super) async fn run(file: &Path, config: Config, until_caught_up: bool) -> R
     let listening = tokio::spawn(heed_signals(signals, shutdown.clone(), reloader));
 
     tracing::info!(lake = %config.lake.uri, http = %config.listen.http, "tidewater runs");
-    let controls = Controls { board, requests, reloads, shutdown };
+    let controls = Controls { configuration: file.to_owned(), board, requests, reloads, shutdown };
     let ended = daemon::run(config, RunOptions { until_caught_up }, controls).await;
     stop_serving.cancel();
     listening.abort();

@@ -56,14 +56,20 @@ impl Stage {
         let lock = StateLock::take(&config.state_dir)?;
         let (board, shutdown, ended) =
             (StatusBoard::new(), CancellationToken::new(), CancellationToken::new());
-        let (reloader, reloads) = Reloader::new(file);
+        let (reloader, reloads) = Reloader::new(file.clone());
         let requests = Requests::default();
         if keep {
             // Only then is there time for `tidewater status` from another terminal.
             let api = run::api(&board, &requests, reloader)?;
             run::serve(&config, api, &shutdown.child_token()).await?;
         }
-        let controls = Controls { board: board.clone(), requests, reloads, shutdown: shutdown.clone() };
+        let controls = Controls {
+            configuration: file,
+            board: board.clone(),
+            requests,
+            reloads,
+            shutdown: shutdown.clone(),
+        };
         let running = daemon::run(config.clone(), RunOptions::default(), controls);
         let says_so = ended.clone().drop_guard();
         let daemon = tokio::spawn(async move {
