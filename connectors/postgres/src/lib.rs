@@ -55,10 +55,7 @@ pub use error::{Error, Result, ServerError};
 pub use event_trigger::{AnnouncedColumn, AnnouncedColumns, ensure_event_trigger};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use logical_stream::{Confirmer, Event, LogicalStream};
-//!        (tokio-postgres)         ┌────┴─────────────┬──────────────────┐
-//!    catalog · publication  SnapshotSession  ReplicationSession  PhysicalSession
-//!    heartbeat · cleanup      COPY out               │                  │
-//!    event_trigger                             LogicalStream      PhysicalStream     WAL out, positions back
+pub use physical_stream::{PhysicalEvent, PhysicalSession, PhysicalStream};
 pub use preflight::{Finding, RequestedTables, Severity, preflight};
 pub use publication::{PublicationNames, PublishedTable, ensure_publications, publication_names};
 pub use replication_session::{CreatedSlot, ReplicationSession, SlotOptions, StreamOptions, SystemIdentity};
