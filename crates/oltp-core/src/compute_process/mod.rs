@@ -38,7 +38,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wal_decoder::Lsn;
 
-use crate::ids::{BranchId, BranchName, ManifestNumber, ProjectName, Term, Timeline};
+use crate::ids::{BranchId, ManifestNumber, ProjectName, Term, Timeline};
 use crate::installation::Installation;
 use crate::page_store::PageStore;
 use crate::wal_keeper::{Durability, KeeperAddress};

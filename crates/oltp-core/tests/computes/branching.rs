@@ -62,19 +62,15 @@ async fn a_restore_to_a_time_or_a_position_has_what_was_committed_then_and_keeps
     }
     let (time, _) = moments[4];
     let (_, lsn) = moments[6];
-    let at_five = lab.branches.create(&project(), &named("main"), named("five"), Point::Time(time), None);
-    let at_five = lab.start(at_five.await.unwrap().head.branch).await;
+    let at_five = lab.branch_of_main("five", Point::Time(time)).await;
     assert_eq!(number(&at_five.owner().await, "SELECT count(*) FROM t").await, 5);
     at_five.suspend().await;
-    let at_seven = lab.branches.create(&project(), &named("main"), named("seven"), Point::Lsn(lsn), None);
-    let at_seven = lab.start(at_seven.await.unwrap().head.branch).await;
+    let at_seven = lab.branch_of_main("seven", Point::Lsn(lsn)).await;
     assert_eq!(number(&at_seven.owner().await, "SELECT count(*) FROM t").await, 7);
     at_seven.suspend().await;
 
     // A time after the last commit is all of it.
-    let last =
-        lab.branches.create(&project(), &named("main"), named("last"), Point::Time(Timestamp::now()), None);
-    let last = lab.start(last.await.unwrap().head.branch).await;
+    let last = lab.branch_of_main("last", Point::Time(Timestamp::now())).await;
     assert_eq!(number(&last.owner().await, "SELECT count(*) FROM t").await, 10);
     last.suspend().await;
 
@@ -87,9 +83,7 @@ async fn a_restore_to_a_time_or_a_position_has_what_was_committed_then_and_keeps
     assert!(names.contains(&restored.before.to_string()) && names.contains(&"main".to_owned()), "{names:?}");
 
     // From the rewound branch further back than it begins, and from the state before as well.
-    let again =
-        lab.branches.create(&project(), &named("main"), named("again"), Point::Time(moments[0].0), None);
-    let again = lab.start(again.await.unwrap().head.branch).await;
+    let again = lab.branch_of_main("again", Point::Time(moments[0].0)).await;
     assert_eq!(number(&again.owner().await, "SELECT count(*) FROM t").await, 1);
     again.suspend().await;
     let before = lab.start(main).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oltp_core::branches::Branches;
+use oltp_core::branches::{Branches, Point};
 use oltp_core::compute_process::{self, Answer, ComputeSpec, End, Question, Status};
 use oltp_core::computes::{Computes, ComputesOptions};
 use oltp_core::ids::{BranchId, BranchName, ProjectName};
@@ -120,6 +120,13 @@ impl Lab {
 
     pub async fn start(&self, branch: BranchId) -> Running {
         self.try_start(self.spec(branch).await).await.unwrap()
+    }
+
+    /// Makes a branch of main and starts it.
+    pub async fn branch_of_main(&self, name: &str, point: Point) -> Running {
+        let (project, main) = (project(), named("main"));
+        let made = self.branches.create(&project, &main, named(name), point, None).await.unwrap();
+        self.start(made.head.branch).await
     }
 
     pub async fn try_start(&self, spec: ComputeSpec) -> Result<Running, CoreError> {
