@@ -105,10 +105,9 @@ impl BuiltIn {
     /// The core that `config`, read from the file `configuration`, describes. Nothing is started.
     pub fn open(config: &Config, configuration: &Path) -> Result<BuiltIn, BuiltInError> {
         let settings = config.core_settings();
-        let failed =
-            |action, path: &Path| move |source| BuiltInError::File { action, path: path.to_owned(), source };
-        let configuration = std::path::absolute(configuration).map_err(failed("find", configuration))?;
-        let program = std::env::current_exe().map_err(failed("find", Path::new("the running program")))?;
+        let configuration = std::path::absolute(configuration).map_err(file_error("find", configuration))?;
+        let program =
+            std::env::current_exe().map_err(file_error("find", Path::new("the running program")))?;
         let storage = Storage::open(settings.storage.as_str(), &settings.options.expose())?;
         let state = config.state_dir.to_path_buf();
         let command = command(&program, &configuration, &["compute", "run"]);
@@ -256,6 +255,11 @@ impl BuiltIn {
             None => Ok(kept_secret(self.pages.storage(), project, Secret::Owner).await?),
         }
     }
+}
+
+fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BuiltInError + use<> {
+    let path = path.to_owned();
+    move |source| BuiltInError::File { action, path, source }
 }
 
 /// A built-in database of the configuration.

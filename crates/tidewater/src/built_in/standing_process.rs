@@ -66,13 +66,12 @@ impl StandingProcess {
                 }
                 return Ok(address);
             }
+            if child.is_none() && running.is_none() {
+                child = Some(self.spawn()?);
+            }
             let end = match &mut child {
-                None if running.is_none() => {
-                    child = Some(self.spawn()?);
-                    None
-                }
-                None => None,
                 Some((process, _)) => process.try_wait().map_err(self.failed("watch", self.log()))?,
+                None => None,
             };
             let from = child.as_ref().map_or(0, |(_, from)| *from);
             if let Some(end) = end

@@ -20,7 +20,6 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 
 pub(super) use difference::diff;
 
@@ -186,7 +185,7 @@ pub(super) fn projects(config: &Config, database: Option<&str>) -> Result<Vec<Pr
 async fn listed(
     config: &Config,
     core: &BuiltIn,
-    head: &Arc<ManifestHead>,
+    head: &ManifestHead,
     name_of: impl Fn(BranchId) -> Option<String>,
 ) -> Result<ListedBranch, CommandError> {
     let status = core.computes().status(&head.project, head.branch).await.map_err(CommandError::core)?;

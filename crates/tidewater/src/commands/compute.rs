@@ -20,11 +20,12 @@ pub(super) async fn list(config: &Config, file: &Path, json: bool) -> Result<Out
     }
     for compute in running {
         let name = compute.name.as_ref().map_or_else(|| compute.branch.to_string(), ToString::to_string);
+        let place = format!("{}@{name}", compute.project);
         let trouble = compute.commits_wait.iter().chain(&compute.store_trouble).next();
         writeln!(
             out,
             "{:<32} {:<10} pid {:<8} confirmed {}  in the store {}{}",
-            format!("{}@{name}", compute.project),
+            place,
             word(&compute.state)?,
             compute.pid,
             compute.majority,

@@ -64,9 +64,13 @@ impl Databases {
         name: &str,
         database: &CoreDatabase,
     ) -> Result<SourceConfig, DaemonError> {
-        let core = match &self.core {
-            Some(core) => core.clone(),
-            None => self.core.insert(start_core(config, file).await?).clone(),
+        let core = match self.core.clone() {
+            Some(core) => core,
+            None => {
+                let core = start_core(config, file).await?;
+                self.core = Some(core.clone());
+                core
+            }
         };
         let failed = |source| DaemonError::Core { database: name.to_owned(), source };
         let project = ProjectName::new(name).map_err(failed)?;
