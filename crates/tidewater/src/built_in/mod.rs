@@ -10,6 +10,7 @@
 //! have to agree on lies in the storage or is held by a lock. So none of them needs another one to be alive,
 //! which is what lets databases outlive the daemon.
 
+mod branch_place;
 mod database;
 mod standing_process;
 
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wal_decoder::Lsn;
 
+pub use branch_place::{BranchPlace, branch_place, moment};
 pub use database::{BuiltInDatabase, Gate, Reached, superuser};
 pub use standing_process::{Claim, StandingProcess};
 
@@ -73,6 +75,20 @@ pub enum BuiltInError {
         /// The lock.
         path: PathBuf,
     },
+    /// Nothing of the configuration is built in.
+    #[error("the configuration has no built-in database")]
+    NoDatabase,
+    /// Neither an LSN nor a time.
+    #[error(
+        "`{text}` is no moment: an LSN such as 0/16B3748, or a time such as 2026-11-20T10:00:00Z or '2026-11-20 10:00' (UTC)"
+    )]
+    Moment {
+        /// As given.
+        text: String,
+    },
+    /// The branch that everything else comes from.
+    #[error("the branch `main` of a database cannot be deleted; `tidewater restore` rewinds it")]
+    MainBranch,
     /// The keepers lag or are away.
     #[error("no majority of the keepers has confirmed {position} within {} s: see that they run", limit.as_secs())]
     Unconfirmed {

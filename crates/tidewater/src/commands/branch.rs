@@ -6,9 +6,8 @@
 
 mod difference;
 
-use super::branch_point::{place, point};
 use super::{CommandError, Outcome};
-use crate::built_in::{BuiltIn, BuiltInError};
+use crate::built_in::{BuiltIn, BuiltInError, branch_place, moment};
 use crate::config::{Config, Database, Period};
 use oltp_core::CoreError;
 use oltp_core::branches::Point;
@@ -60,12 +59,12 @@ pub(super) async fn create(
     wanted: &NewBranch,
 ) -> Result<Outcome, CommandError> {
     let core = opened(config, file).await?;
-    let asked = place(&wanted.branch)?;
+    let asked = branch_place(&wanted.branch)?;
     let parent = BranchName::new(&wanted.from).map_err(CommandError::core)?;
-    let moment = wanted.at.as_deref().map_or(Ok(Point::Now), point)?;
+    let point = wanted.at.as_deref().map_or(Ok(Point::Now), moment)?;
     let ttl = wanted.ttl.map(Period::duration);
     let branches = core.branches();
-    let made = branches.create(&asked.project, &parent, asked.branch, moment, ttl).await;
+    let made = branches.create(&asked.project, &parent, asked.branch, point, ttl).await;
     let made = made.map_err(CommandError::core)?;
     let names = HashMap::from([(made.head.parent.as_ref().map(|parent| parent.branch), parent.to_string())]);
     let listed = listed(config, &core, &made.head, |id| names.get(&Some(id)).cloned()).await?;
@@ -117,9 +116,9 @@ pub(super) async fn list(
 }
 
 pub(super) async fn delete(config: &Config, file: &Path, branch: &str) -> Result<Outcome, CommandError> {
-    let asked = place(branch)?;
+    let asked = branch_place(branch)?;
     if asked.branch.as_str() == MAIN_BRANCH {
-        return Err(CommandError::MainBranch);
+        return Err(BuiltInError::MainBranch.into());
     }
     let core = opened(config, file).await?;
     core.branches().delete(&asked.project, &asked.branch).await.map_err(CommandError::core)?;
@@ -128,7 +127,7 @@ pub(super) async fn delete(config: &Config, file: &Path, branch: &str) -> Result
 }
 
 pub(super) async fn reset(config: &Config, file: &Path, branch: &str) -> Result<Outcome, CommandError> {
-    let asked = place(branch)?;
+    let asked = branch_place(branch)?;
     let core = opened(config, file).await?;
     let begun = core.branches().reset(&asked.project, &asked.branch).await.map_err(CommandError::core)?;
     let lsn = begun.head.parent.as_ref().and_then(|parent| parent.lsn);
@@ -144,9 +143,9 @@ pub(super) async fn restore(
     to: &str,
     json: bool,
 ) -> Result<Outcome, CommandError> {
-    let (asked, moment) = (place(branch)?, point(to)?);
+    let (asked, point) = (branch_place(branch)?, moment(to)?);
     let core = opened(config, file).await?;
-    let restored = core.branches().restore(&asked.project, &asked.branch, moment).await;
+    let restored = core.branches().restore(&asked.project, &asked.branch, point).await;
     let restored = restored.map_err(CommandError::core)?;
     let before = restored.before.to_string();
     let mut out = std::io::stdout().lock();
@@ -154,7 +153,7 @@ pub(super) async fn restore(
         let answer = serde_json::json!({ "database": asked.project.as_str(), "branch": asked.branch.as_str(), "before": before });
         writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?;
     } else {
-        writeln!(out, "{branch} is what it was at {moment}; the state before is {}@{before}", asked.project)?;
+        writeln!(out, "{branch} is what it was at {point}; the state before is {}@{before}", asked.project)?;
     }
     Ok(Outcome::Done)
 }

@@ -1,9 +1,8 @@
 //! `tidewater compute list|suspend|wake` and `tidewater core inspect`.
 
 use super::branch::{opened, projects, woken, word};
-use super::branch_point::place;
 use super::{CommandError, Outcome};
-use crate::built_in::BuiltIn;
+use crate::built_in::{BuiltIn, branch_place};
 use crate::config::Config;
 use oltp_core::CoreError;
 use oltp_core::ids::ProjectName;
@@ -37,7 +36,7 @@ pub(super) async fn list(config: &Config, file: &Path, json: bool) -> Result<Out
 }
 
 pub(super) async fn suspend(config: &Config, file: &Path, branch: &str) -> Result<Outcome, CommandError> {
-    let asked = place(branch)?;
+    let asked = branch_place(branch)?;
     let core = BuiltIn::open(config, file)?;
     let found = core.pages().find_branch(&asked.project, &asked.branch).await.map_err(CommandError::core)?;
     let head = found.ok_or_else(|| {
@@ -51,7 +50,7 @@ pub(super) async fn suspend(config: &Config, file: &Path, branch: &str) -> Resul
 }
 
 pub(super) async fn wake(config: &Config, file: &Path, branch: &str) -> Result<Outcome, CommandError> {
-    let asked = place(branch)?;
+    let asked = branch_place(branch)?;
     let core = opened(config, file).await?;
     woken(&core, &asked.project, &asked.branch).await?;
     writeln!(std::io::stdout(), "{branch} takes connections")?;

@@ -137,20 +137,6 @@ pub enum CommandError {
         /// what Postgres said
         source: tokio_postgres::Error,
     },
-    /// Neither an LSN nor a time.
-    #[error("`{text}` is no moment")]
-    #[diagnostic(
-        code(tidewater::usage),
-        help("an LSN such as 0/16B3748, or a time such as 2026-11-20T10:00:00Z or '2026-11-20 10:00' (UTC)")
-    )]
-    Moment {
-        /// as given
-        text: String,
-    },
-    /// The branch that everything else comes from.
-    #[error("the branch `main` of a database cannot be deleted")]
-    #[diagnostic(code(tidewater::usage), help("`tidewater restore` rewinds it"))]
-    MainBranch,
     /// Nothing to compare with.
     #[error("branch `{branch}` has no parent to compare it with")]
     #[diagnostic(code(tidewater::usage))]
@@ -226,12 +212,15 @@ impl CommandError {
             CommandError::Config(_)
             | CommandError::Telemetry(TelemetryError::Filter { .. })
             | CommandError::UnknownDatabase { .. }
-            | CommandError::Moment { .. }
-            | CommandError::MainBranch
             | CommandError::NoParent { .. }
             | CommandError::NotBuiltIn { .. }
             | CommandError::Exists { .. } => 2,
             CommandError::Daemon(error) if matches!(**error, DaemonError::Configuration(_)) => 2,
+            CommandError::BuiltIn(error)
+                if matches!(**error, BuiltInError::Moment { .. } | BuiltInError::MainBranch) =>
+            {
+                2
+            }
             CommandError::Demo(DemoError::Interrupted) => INTERRUPTED,
             _ => 1,
         }

@@ -4,7 +4,6 @@
 //! in a [`CommandError`], and both know their exit code, which scripts rely on.
 
 mod branch;
-mod branch_point;
 mod clean_up;
 mod compute;
 mod configuration;

@@ -1,8 +1,7 @@
 //! `tidewater branch diff`: what a branch and the one it came from have that the other has not.
 
-use super::super::branch_point::place;
 use super::{CommandError, Outcome, opened, woken};
-use crate::built_in::{self, BuiltIn};
+use crate::built_in::{self, BuiltIn, branch_place};
 use crate::config::Config;
 use oltp_core::CoreError;
 use oltp_core::ids::{BranchName, ProjectName};
@@ -44,7 +43,7 @@ pub(in crate::commands) async fn diff(
     branch: &str,
     json: bool,
 ) -> Result<Outcome, CommandError> {
-    let asked = place(branch)?;
+    let asked = branch_place(branch)?;
     let core = opened(config, file).await?;
     let parent = parent_of(&core, &asked.project, &asked.branch).await?;
     let of_branch = tables(&core, &asked.project, &asked.branch).await?;

@@ -65,7 +65,7 @@ impl Stage {
         let requests = Requests::default();
         if keep {
             // Only then is there time for `tidewater status` from another terminal.
-            let api = run::api(&board, &requests, reloader)?;
+            let api = run::api(&config, &file, &board, &requests, reloader)?;
             run::serve(&config, api, &shutdown.child_token()).await?;
         }
         let controls = Controls {

@@ -1,6 +1,6 @@
 //! What a person writes for a branch and for a moment of its history.
 
-use super::CommandError;
+use super::BuiltInError;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use oltp_core::Timestamp;
 use oltp_core::branches::Point;
@@ -9,22 +9,21 @@ use oltp_core::ids::{BranchName, ProjectName};
 
 /// `DATABASE` or `DATABASE@BRANCH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct BranchPlace {
+pub struct BranchPlace {
+    /// The database's project.
     pub project: ProjectName,
+    /// Its branch.
     pub branch: BranchName,
 }
 
 /// Reads a database and perhaps its branch; without one it is `main`.
-pub(super) fn place(text: &str) -> Result<BranchPlace, CommandError> {
+pub fn branch_place(text: &str) -> Result<BranchPlace, BuiltInError> {
     let (project, branch) = text.split_once('@').unwrap_or((text, MAIN_BRANCH));
-    Ok(BranchPlace {
-        project: ProjectName::new(project).map_err(CommandError::core)?,
-        branch: BranchName::new(branch).map_err(CommandError::core)?,
-    })
+    Ok(BranchPlace { project: ProjectName::new(project)?, branch: BranchName::new(branch)? })
 }
 
 /// Reads an LSN or a time. A time without an offset is UTC, as everything that Tidewater prints.
-pub(super) fn point(text: &str) -> Result<Point, CommandError> {
+pub fn moment(text: &str) -> Result<Point, BuiltInError> {
     if let Ok(lsn) = text.parse() {
         return Ok(Point::Lsn(lsn));
     }
@@ -36,7 +35,7 @@ pub(super) fn point(text: &str) -> Result<Point, CommandError> {
     let day = || NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0);
     match time.or_else(day) {
         Some(time) => Ok(Point::Time(Timestamp::from(time.and_utc()))),
-        None => Err(CommandError::Moment { text: text.chars().take(80).collect() }),
+        None => Err(BuiltInError::Moment { text: text.chars().take(80).collect() }),
     }
 }
 
@@ -46,25 +45,25 @@ mod tests {
 
     #[test]
     fn a_branch_is_named_as_in_a_connection() {
-        let read = place("shop@dev/1").unwrap();
+        let read = branch_place("shop@dev/1").unwrap();
         assert_eq!((read.project.as_str(), read.branch.as_str()), ("shop", "dev/1"));
-        assert_eq!(place("shop").unwrap().branch.as_str(), "main");
+        assert_eq!(branch_place("shop").unwrap().branch.as_str(), "main");
         for wrong in ["", "@dev", "shop@", "shop@a@b"] {
-            assert!(place(wrong).is_err(), "{wrong}");
+            assert!(branch_place(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn a_moment_is_an_lsn_or_a_time_in_utc_unless_it_has_an_offset() {
-        assert_eq!(point("0/16B3748").unwrap(), Point::Lsn(wal_decoder::Lsn(0x16B_3748)));
+        assert_eq!(moment("0/16B3748").unwrap(), Point::Lsn(wal_decoder::Lsn(0x16B_3748)));
         let noon = Point::Time(Timestamp(1_795_262_400_000_000));
         for text in
             ["2026-11-21T12:00:00Z", "2026-11-21 12:00", "2026-11-21T13:00:00+01:00", "2026-11-21 12:00:00.0"]
         {
-            assert_eq!(point(text).unwrap(), noon, "{text}");
+            assert_eq!(moment(text).unwrap(), noon, "{text}");
         }
         for wrong in ["", "yesterday", "0/XY", "2026-13-01"] {
-            assert!(point(wrong).is_err(), "{wrong}");
+            assert!(moment(wrong).is_err(), "{wrong}");
         }
     }
 }
