@@ -37,7 +37,7 @@ pub(super) struct WantedMoment {
 }
 
 pub(super) async fn computes(State(api): State<Api>) -> Response {
-    answer(async { Ok(json!(core(&api)?.computes().list().await?)) }.await)
+    answer(async { Ok::<_, BuiltInError>(json!(core(&api)?.computes().list().await?)) }.await)
 }
 
 pub(super) async fn create(State(api): State<Api>, Json(wanted): Json<WantedBranch>) -> Response {
@@ -47,7 +47,7 @@ pub(super) async fn create(State(api): State<Api>, Json(wanted): Json<WantedBran
         let point = wanted.at.as_deref().map_or(Ok(Point::Now), moment)?;
         let made = core(&api)?.branches().create(&asked.project, &parent, asked.branch, point, None).await?;
         let lsn = made.head.parent.as_ref().and_then(|parent| parent.lsn);
-        Ok(json!({ "branch": wanted.branch, "lsn": lsn.map(|lsn| lsn.to_string()) }))
+        Ok::<_, BuiltInError>(json!({ "branch": wanted.branch, "lsn": lsn.map(|lsn| lsn.to_string()) }))
     };
     answer(made.await)
 }
@@ -59,7 +59,7 @@ pub(super) async fn delete(State(api): State<Api>, Path(branch): Path<String>) -
             return Err(BuiltInError::MainBranch);
         }
         core(&api)?.branches().delete(&asked.project, &asked.branch).await?;
-        Ok(json!({ "deleted": branch }))
+        Ok::<_, BuiltInError>(json!({ "deleted": branch }))
     };
     answer(deleted.await)
 }
@@ -68,7 +68,7 @@ pub(super) async fn reset(State(api): State<Api>, Path(branch): Path<String>) ->
     let reset = async {
         let asked = branch_place(&branch)?;
         core(&api)?.branches().reset(&asked.project, &asked.branch).await?;
-        Ok(json!({ "reset": branch }))
+        Ok::<_, BuiltInError>(json!({ "reset": branch }))
     };
     answer(reset.await)
 }
@@ -81,7 +81,7 @@ pub(super) async fn restore(
     let restored = async {
         let (asked, point) = (branch_place(&branch)?, moment(&wanted.to)?);
         let restored = core(&api)?.branches().restore(&asked.project, &asked.branch, point).await?;
-        Ok(json!({ "branch": branch, "before": restored.before.to_string() }))
+        Ok::<_, BuiltInError>(json!({ "branch": branch, "before": restored.before.to_string() }))
     };
     answer(restored.await)
 }
