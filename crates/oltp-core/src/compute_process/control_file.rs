@@ -28,9 +28,6 @@ use crate::{CoreError, Result};
 /// Where it lies in the data directory.
 pub(crate) const PATH: &str = "global/pg_control";
 
-/// The file's size; all but its beginning is zero (`PG_CONTROL_FILE_SIZE`).
-pub(crate) const SIZE: usize = 8192;
-
 const VERSION: usize = 8;
 const STATE: usize = 16;
 const CHECKPOINT: usize = 32;
@@ -72,11 +69,6 @@ impl ControlFile {
             return Err(refused("its checksum is wrong".to_owned()));
         }
         Ok(ControlFile { bytes, crc_at })
-    }
-
-    /// Names the cluster's history; the same in all branches.
-    pub(crate) fn system_identifier(&self) -> u64 {
-        u64_at(&self.bytes, 0).unwrap_or_default()
     }
 
     /// Where recovery begins.
@@ -147,7 +139,7 @@ mod tests {
     use super::*;
 
     fn sample(version: u32, crc_at: usize) -> Vec<u8> {
-        let mut bytes = vec![0; SIZE];
+        let mut bytes = vec![0; 8192];
         bytes[0..8].copy_from_slice(&77_u64.to_le_bytes());
         bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[16..20].copy_from_slice(&6_u32.to_le_bytes());
@@ -163,7 +155,7 @@ mod tests {
     fn both_layouts_are_read_and_written_back_with_a_right_checksum() {
         for (version, crc_at) in [(1300, 288), (1800, 292)] {
             let read = ControlFile::parse(sample(version, crc_at)).unwrap();
-            assert_eq!((read.system_identifier(), read.timeline(), read.is_shut_down()), (77, 3, false));
+            assert_eq!((read.timeline(), read.is_shut_down()), (3, false));
             assert_eq!((read.checkpoint(), read.redo()), (Lsn(0x1700450), Lsn(0x17003C8)));
             let patched = read.recovering_to_at_least(Lsn(0x1700698));
             let again = ControlFile::parse(patched.bytes().to_vec()).unwrap();
