@@ -92,7 +92,7 @@ impl ControlFile {
     }
 
     /// The same file as a crash leaves it: the next start replays what follows the last checkpoint.
-    pub(crate) fn as_after_a_crash(mut self) -> ControlFile {
+    pub(crate) fn after_a_crash(mut self) -> ControlFile {
         self.put(STATE, &IN_PRODUCTION.to_le_bytes());
         self.sealed()
     }
@@ -162,7 +162,7 @@ mod tests {
             assert_eq!(u64_at(again.bytes(), MINIMUM_RECOVERY), Some(0x1700698));
             assert_eq!(u32_at(again.bytes(), MINIMUM_RECOVERY_TIMELINE), Some(3));
             assert_eq!(u32_at(again.bytes(), STATE), Some(IN_ARCHIVE_RECOVERY));
-            let crashed = ControlFile::parse(again.as_after_a_crash().bytes().to_vec()).unwrap();
+            let crashed = ControlFile::parse(again.after_a_crash().bytes().to_vec()).unwrap();
             assert_eq!(u32_at(crashed.bytes(), STATE), Some(IN_PRODUCTION));
         }
     }

@@ -178,7 +178,7 @@ async fn prepare(spec: &ComputeSpec, directory: &ComputeDirectory, replays: bool
     on_mount(&directory.data(), move |data| {
         let control = read_control_file(data)?;
         if replays && control.is_shut_down() {
-            write_control_file(data, &control.as_after_a_crash())?;
+            write_control_file(data, &control.after_a_crash())?;
         }
         Ok(())
     })
