@@ -12,7 +12,7 @@ use wal_decoder::Lsn;
 use super::cutting::{Moment, Publisher};
 use super::local_wal;
 use super::rewinding::{Rewound, rewind};
-use super::starting::{empty, mount};
+use super::starting::{empty, mount, write_configuration};
 use super::{ComputeDirectory, ComputeSpec};
 use crate::ids::{Term, Timeline};
 use crate::page_fs::CaptureKind;
@@ -44,6 +44,8 @@ pub(super) async fn begin_branch(
     };
     placement.place(&wal, directory.user()).await?;
     let mounted = mount(spec, directory, manifest, term).await?;
+    // Replaying needs the settings of today: room for prepared transactions, say.
+    write_configuration(spec, directory).await?;
     let rewound = rewind(directory, &spec.installation, &spec.superuser_password, &head).await?;
 
     let from = if rewound.timeline == head.timeline {

@@ -28,9 +28,6 @@ use crate::{CoreError, Result};
 /// Where it lies in the data directory.
 pub(crate) const PATH: &str = "global/pg_control";
 
-/// The file's size; all but its beginning is zero (`PG_CONTROL_FILE_SIZE`).
-pub(crate) const SIZE: usize = 8192;
-
 const VERSION: usize = 8;
 const STATE: usize = 16;
 const CHECKPOINT: usize = 32;
@@ -74,11 +71,6 @@ impl ControlFile {
         Ok(ControlFile { bytes, crc_at })
     }
 
-    /// Names the cluster's history; the same in all branches.
-    pub(crate) fn system_identifier(&self) -> u64 {
-        u64_at(&self.bytes, 0).unwrap_or_default()
-    }
-
     /// Where recovery begins.
     pub(crate) fn redo(&self) -> Lsn {
         Lsn(u64_at(&self.bytes, REDO).unwrap_or_default())
@@ -100,7 +92,7 @@ impl ControlFile {
     }
 
     /// The same file as a crash leaves it: the next start replays what follows the last checkpoint.
-    pub(crate) fn as_after_a_crash(mut self) -> ControlFile {
+    pub(crate) fn after_a_crash(mut self) -> ControlFile {
         self.put(STATE, &IN_PRODUCTION.to_le_bytes());
         self.sealed()
     }
@@ -147,7 +139,7 @@ mod tests {
     use super::*;
 
     fn sample(version: u32, crc_at: usize) -> Vec<u8> {
-        let mut bytes = vec![0; SIZE];
+        let mut bytes = vec![0; 8192];
         bytes[0..8].copy_from_slice(&77_u64.to_le_bytes());
         bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[16..20].copy_from_slice(&6_u32.to_le_bytes());
@@ -163,14 +155,14 @@ mod tests {
     fn both_layouts_are_read_and_written_back_with_a_right_checksum() {
         for (version, crc_at) in [(1300, 288), (1800, 292)] {
             let read = ControlFile::parse(sample(version, crc_at)).unwrap();
-            assert_eq!((read.system_identifier(), read.timeline(), read.is_shut_down()), (77, 3, false));
+            assert_eq!((read.timeline(), read.is_shut_down()), (3, false));
             assert_eq!((read.checkpoint(), read.redo()), (Lsn(0x1700450), Lsn(0x17003C8)));
             let patched = read.recovering_to_at_least(Lsn(0x1700698));
             let again = ControlFile::parse(patched.bytes().to_vec()).unwrap();
             assert_eq!(u64_at(again.bytes(), MINIMUM_RECOVERY), Some(0x1700698));
             assert_eq!(u32_at(again.bytes(), MINIMUM_RECOVERY_TIMELINE), Some(3));
             assert_eq!(u32_at(again.bytes(), STATE), Some(IN_ARCHIVE_RECOVERY));
-            let crashed = ControlFile::parse(again.as_after_a_crash().bytes().to_vec()).unwrap();
+            let crashed = ControlFile::parse(again.after_a_crash().bytes().to_vec()).unwrap();
             assert_eq!(u32_at(crashed.bytes(), STATE), Some(IN_PRODUCTION));
         }
     }

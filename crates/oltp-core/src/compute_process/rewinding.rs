@@ -72,7 +72,8 @@ pub(crate) async fn rewind(
     .await?;
     let project = head.project.as_str();
     let until = match target {
-        RecoveryTarget::Time(time) => Some(time.to_string()),
+        // RFC 3339 with a numeric zone: `Z` is an abbreviation, and a postmaster that reads its command line has none yet.
+        RecoveryTarget::Time(time) => Some(time.to_string().replace('T', " ").replace('Z', "+00")),
         RecoveryTarget::None | RecoveryTarget::Lsn(_) => None,
     };
     let launch =

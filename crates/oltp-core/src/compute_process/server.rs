@@ -204,11 +204,6 @@ impl Server {
         &self.socket_directory
     }
 
-    /// Holds how the postmaster ended, once it has.
-    pub(crate) fn ended(&self) -> watch::Receiver<Option<String>> {
-        self.ended.clone()
-    }
-
     /// The last lines this server wrote.
     pub(crate) fn last_words(&self) -> String {
         log_tail(&self.log, self.log_start)

@@ -4,7 +4,7 @@
 //! majority has that, the store has the WAL, and only then the last manifest says that no recovery is
 //! needed. Whatever fails on the way leaves the state of the last cut plus the keepers' WAL, as any crash.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::cutting::{Cutter, Moment, Order, Publisher};
 use super::idleness::Idleness;
 use super::server::Server;
 use super::wal_floor::{read_control_file, wal_floor};
-use super::{End, rewinding};
+use super::{End, local_wal, rewinding};
 use crate::ids::{BranchId, ManifestNumber, ProjectName, Term, Timeline};
 use crate::page_fs::{CaptureKind, Mounted};
 use crate::wal_keeper::{StreamEnd, Streaming};
@@ -40,6 +40,8 @@ const ORDERS: usize = 16;
 pub(crate) struct Started {
     pub(crate) project: ProjectName,
     pub(crate) branch: BranchId,
+    /// Postgres's `pg_wal`.
+    pub(crate) wal: PathBuf,
     pub(crate) server: Server,
     pub(crate) streaming: Streaming,
     pub(crate) cutter: Cutter,
@@ -53,7 +55,7 @@ pub(crate) async fn serve(
     board: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<End> {
-    let Started { project, branch, server, streaming, cutter, mut idle } = started;
+    let Started { project, branch, wal, server, streaming, cutter, mut idle } = started;
     let streaming = Arc::new(streaming);
     board.send_modify(|status| status.state = State::Running);
     let (orders, received) = mpsc::channel(ORDERS);
@@ -96,7 +98,7 @@ pub(crate) async fn serve(
     }
     board.send_modify(|status| status.state = State::Suspending);
     drop(orders);
-    let outcome = suspend(&project, branch, server, &streaming, cutting, &data, timeline).await;
+    let outcome = suspend(&project, branch, server, &streaming, cutting, (&data, &wal), timeline).await;
     match (asked, outcome) {
         (Some(way_back), Ok(manifest)) => {
             // Who asked may have left.
@@ -197,7 +199,7 @@ async fn suspend(
     server: Server,
     streaming: &Streaming,
     cutting: AbortOnDropHandle<Result<(Mounted, Publisher)>>,
-    data: &Path,
+    (data, wal): (&Path, &Path),
     timeline: Timeline,
 ) -> Result<ManifestNumber> {
     let (mounted, mut publisher) = joined(cutting.await)?;
@@ -211,26 +213,20 @@ async fn suspend(
             tail: server.last_words(),
         });
     }
-    let mut ended = streaming.ended();
+    // The last record of all, whichever way the session with the keepers ended.
+    let end = local_wal::end_after(wal, timeline, control.checkpoint())?;
+    let mut recoverable = streaming.recoverable();
     let drained = async {
-        let end = stream_end(&mut ended).await;
-        if end == Some(StreamEnd::ServerStopped) {
-            streaming.archive_all().await;
-            Ok(*streaming.recoverable().borrow())
-        } else {
-            Err(lost(project, branch, streaming.term(), end))
+        if recoverable.wait_for(|recoverable| *recoverable >= end).await.is_err() {
+            let why = streaming.ended().borrow().clone();
+            return Err(lost(project, branch, streaming.term(), why));
         }
+        streaming.archive_all().await;
+        Ok(())
     };
-    let end = tokio::time::timeout(DRAIN_LIMIT, drained)
+    tokio::time::timeout(DRAIN_LIMIT, drained)
         .await
         .map_err(|_| CoreError::DrainTimedOut { project: project.to_string(), limit: DRAIN_LIMIT })??;
-    if end <= control.checkpoint() {
-        return Err(CoreError::PagesAheadOfWal {
-            project: project.to_string(),
-            have: end,
-            need: control.checkpoint(),
-        });
-    }
     let floor = rewinding::on_mount(data, wal_floor).await?;
     let captured = mounted.capture_clean(mounted.cut()?).await?;
     let moment = Moment { kind: CaptureKind::CleanShutdown, timeline, wal_floor: floor, min_recovery: end };

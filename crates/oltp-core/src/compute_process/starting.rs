@@ -130,7 +130,8 @@ async fn start_ordinary(
         board: board.clone(),
         every: spec.cut_every,
     };
-    Ok(Started { project: spec.project.clone(), branch: spec.branch, server, streaming, cutter, idle })
+    let (project, branch, wal) = (spec.project.clone(), spec.branch, directory.wal());
+    Ok(Started { project, branch, wal, server, streaming, cutter, idle })
 }
 
 /// Mounts the manifest's pages.
@@ -171,8 +172,21 @@ pub(super) fn empty(wal: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files that this start decides on: the configuration, and whether Postgres recovers.
+/// Whether Postgres recovers is this start's to say: the log may go on behind what the pages call a clean stop.
 async fn prepare(spec: &ComputeSpec, directory: &ComputeDirectory, replays: bool) -> Result<()> {
+    write_configuration(spec, directory).await?;
+    on_mount(&directory.data(), move |data| {
+        let control = read_control_file(data)?;
+        if replays && control.is_shut_down() {
+            write_control_file(data, &control.after_a_crash())?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Writes the project's settings into the data directory, if they are not there already.
+pub(super) async fn write_configuration(spec: &ComputeSpec, directory: &ComputeDirectory) -> Result<()> {
     let configuration = settings::render(spec.project.as_str(), &spec.settings)?;
     let user = directory.user().clone();
     on_mount(&directory.data(), move |data| {
@@ -180,10 +194,6 @@ async fn prepare(spec: &ComputeSpec, directory: &ComputeDirectory, replays: bool
         if !std::fs::read_to_string(&path).is_ok_and(|present| present == configuration) {
             std::fs::write(&path, &configuration).map_err(CoreError::io("write", &path))?;
             user.own(&path)?;
-        }
-        let control = read_control_file(data)?;
-        if replays && control.is_shut_down() {
-            write_control_file(data, &control.as_after_a_crash())?;
         }
         Ok(())
     })

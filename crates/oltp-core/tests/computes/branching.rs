@@ -12,11 +12,11 @@ async fn a_branch_of_a_running_parent_has_all_it_acknowledged_and_neither_sees_t
     let parent = lab.start(main).await;
     let client = parent.owner().await;
     client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await.unwrap();
+    client.query("SELECT pg_create_logical_replication_slot('parents', 'test_decoding')", &[]).await.unwrap();
     client
         .batch_execute("BEGIN; INSERT INTO t VALUES (1000); PREPARE TRANSACTION 'coordinated'")
         .await
         .unwrap();
-    client.query("SELECT pg_create_logical_replication_slot('parents', 'test_decoding')", &[]).await.unwrap();
     client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
 
     let dev = lab.branches.create(&project(), &named("main"), named("dev"), Point::Now, None).await.unwrap();
