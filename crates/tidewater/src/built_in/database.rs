@@ -5,7 +5,7 @@
 //! one that ended otherwise, or that has taken the name since, is woken.
 
 use super::BuiltInError;
-use oltp_core::compute_process::{Answer, PORT, Question, Status};
+use oltp_core::compute_process::{Answer, PORT, Question, State, Status};
 use oltp_core::computes::Computes;
 use oltp_core::gateway::MAIN_BRANCH;
 use oltp_core::ids::{BranchId, BranchName, ProjectName};
@@ -58,10 +58,18 @@ impl BuiltInDatabase {
         mut asleep: impl FnMut(),
     ) -> Result<Reached, BuiltInError> {
         loop {
-            let head = self.main().await?;
-            let slept = followed == Some(head.branch) && head.kind == ManifestKind::CleanShutdown;
-            if !slept || self.computes.status(&self.project, head.branch).await?.is_some() {
-                let status = self.computes.ensure_running(&self.project, head.branch).await?;
+            let branch = self.main().await?.branch;
+            let wakes = match self.computes.status(&self.project, branch).await? {
+                // On its way to sleep: asked now, it would be woken for nothing.
+                Some(status) => status.state != State::Suspending,
+                None => {
+                    // Only now: what it published last says how it ended.
+                    let head = self.main().await?;
+                    followed != Some(head.branch) || head.kind != ManifestKind::CleanShutdown
+                }
+            };
+            if wakes {
+                let status = self.computes.ensure_running(&self.project, branch).await?;
                 return self.reached(&status).await;
             }
             asleep();

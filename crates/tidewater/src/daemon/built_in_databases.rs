@@ -116,7 +116,15 @@ async fn start_core(config: &Config, file: &Path) -> Result<BuiltIn, DaemonError
         // Of an earlier configuration.
         gateway.stop().await?;
     }
-    gateway.ensure().await?;
+    if let Err(error) = gateway.ensure().await {
+        if let Some(keeper) = core.keeper()
+            && core.computes().list().await.is_ok_and(|running| running.is_empty())
+        {
+            // Nobody has use for it.
+            keeper.stop().await?;
+        }
+        return Err(error.into());
+    }
     Ok(core)
 }
 
