@@ -156,7 +156,7 @@ enum Command {
     /// Take the connections of built-in databases; the daemon starts it.
     #[command(hide = true)]
     Gateway,
-    /// A tour on a temporary shop: load, sync, query, travel in time.
+    /// A tour on a temporary shop: load, sync, query, travel in time, branch, restore.
     Demo {
         /// Leave it running until Ctrl-C, and on disk after that.
         #[arg(long)]
