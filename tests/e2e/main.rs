@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "the whole binary is tests")]
 
 mod consistent_points;
+mod core_daemon;
 mod crashes;
 mod dead_letters;
 mod first_load;

@@ -100,8 +100,55 @@ impl Site {
     }
 
     /// Leaves the folder behind, for whoever looks into what went wrong.
-    pub fn keep(self) -> PathBuf {
-        self.folder.keep()
+    pub fn keep(mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
+    }
+
+    /// A site that mirrors every table of schema `public` of a built-in database `shop`.
+    pub fn with_core(core: &str) -> Site {
+        Site::new(&format!(
+            "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
+             core: {{storage: ./core, listen: \"127.0.0.1:{}\"{core}}}\n\
+             databases:\n  shop: {{core: {{}}}}\n\
+             to_lake:\n  - {{database: shop, tables: [\"public.*\"], flush: 200ms}}\n",
+            free_port(),
+            free_port()
+        ))
+    }
+
+    /// The address of a branch of the built-in database, for its owner.
+    pub async fn branch_url(&self, branch: &str) -> String {
+        let listed = self.succeeds(&["branch", "list", "--json"]).await;
+        let branches: Value = serde_json::from_str(&listed).unwrap();
+        let found = branches.as_array().unwrap().iter().find(|found| found["branch"] == branch);
+        found.unwrap_or_else(|| panic!("no {branch} in {branches}"))["url"].as_str().unwrap().to_owned()
+    }
+
+    /// A command that has to succeed; gives what it printed.
+    pub async fn succeeds(&self, arguments: &[&str]) -> String {
+        let finished = self.command(arguments).await;
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {}\n{}", finished.stdout, finished.stderr);
+        finished.stdout
+    }
+
+    /// Ends what outlives a killed daemon: first the computes, which still need the keeper.
+    fn end_core(&self) {
+        let state = self.path().join(".tidewater");
+        let mut computes = Vec::new();
+        for project in folders(&state.join("computes")) {
+            computes.extend(folders(&project).into_iter().filter_map(|branch| pid_in(&branch.join("lock"))));
+        }
+        for pids in [
+            computes,
+            ["gateway.lock", "keeper.lock"].iter().filter_map(|lock| pid_in(&state.join(lock))).collect(),
+        ] {
+            pids.iter().filter(|pid| lives(**pid)).for_each(|pid| send(*pid, Signal::TERM));
+            let deadline = Instant::now() + STOP_LIMIT;
+            while pids.iter().any(|pid| lives(*pid)) && Instant::now() < deadline {
+                std::thread::sleep(RETRY);
+            }
+        }
     }
 
     /// The lake's folder.
@@ -168,6 +215,27 @@ impl Site {
         daemon.wait_ready().await;
         daemon
     }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.end_core();
+    }
+}
+
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+/// The process id that a lock begins with.
+fn pid_in(lock: &Path) -> Option<u32> {
+    std::fs::read_to_string(lock).ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether this is a process of the binary under test; a zombie is none.
+fn lives(pid: u32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("tidewater"))
 }
 
 /// A running daemon; killed when dropped. A test that fails prints its log.

@@ -285,7 +285,11 @@ impl Compute {
             }
             tracing::warn!(project = %self.database(), pid = self.pid, ?how, "Postgres is still running");
         }
-        Err(CoreError::StopTimedOut { project: self.database().to_owned(), pid: self.pid })
+        Err(CoreError::StopTimedOut {
+            project: self.database().to_owned(),
+            pid: self.pid,
+            limit: FAST_LIMIT + IMMEDIATE_LIMIT,
+        })
     }
 
     fn tcp_url(&self, password: &str) -> String {

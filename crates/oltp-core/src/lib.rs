@@ -20,25 +20,40 @@
 //! Today a project's pages lie in an ordinary local directory under Postgres's own durability. The
 //! page-separated store slots in beneath the same two types.
 
+pub mod branches;
 mod compute;
+pub mod compute_process;
+pub mod computes;
 mod error;
+pub mod gateway;
+pub mod ids;
 mod initdb;
 mod installation;
+pub mod page_fs;
+pub mod page_store;
 mod postmaster;
 mod private_file;
 mod project;
 mod provision;
 mod reachable_directory;
+mod secrets;
 mod server_command;
 mod service_user;
 mod settings;
+pub mod storage;
+mod template;
+mod timestamp;
+pub mod wal_keeper;
 
 pub use compute::{Compute, EnsureRunning};
 pub use error::CoreError;
 pub use installation::{Installation, POSTGRES_BIN_VARIABLE, find_installation};
 pub use project::{Listen, Project, ProjectOptions, SUPERUSER};
+pub use secrets::{Secret, kept_secret};
 pub use server_command::{CommandEnd, run_bounded, server_command};
 pub use service_user::ServiceUser;
+pub use template::{NewProject, ensure_project};
+pub use timestamp::Timestamp;
 
 /// What every fallible call of this crate returns.
 pub type Result<T, E = CoreError> = std::result::Result<T, E>;

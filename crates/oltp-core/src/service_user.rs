@@ -70,6 +70,11 @@ impl ServiceUser {
         &self.name
     }
 
+    /// The numbers of the user and its group.
+    pub fn ids(&self) -> (u32, u32) {
+        (self.uid, self.gid)
+    }
+
     /// The user and group to switch to before running a server program; nothing when we are that user.
     pub fn switch_to(&self) -> Option<(u32, u32)> {
         self.switch.then_some((self.uid, self.gid))

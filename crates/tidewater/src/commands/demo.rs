@@ -11,6 +11,7 @@
 //! of the lake, it has compared with Postgres. The invariant: the tour may end anywhere, by an error or by
 //! Ctrl-C, and the [`stage::Stage`] still stops the daemon, with it Postgres, and removes the folder.
 
+mod branches;
 mod comparison;
 mod narrator;
 mod recommendations;
@@ -82,6 +83,14 @@ pub enum DemoError {
     #[error("the lake cannot be written to")]
     #[diagnostic(code(tidewater::demo::lake), help("`--log info` shows more"))]
     Lake(#[from] delta_writer::DeltaError),
+    /// A statement failed.
+    #[error("the shop's Postgres refuses a statement")]
+    #[diagnostic(code(tidewater::demo::statement), help("`--log info` shows more"))]
+    Statement(#[source] tokio_postgres::Error),
+    /// The server's position is not one.
+    #[error("the shop's Postgres gives no position")]
+    #[diagnostic(code(tidewater::demo::statement))]
+    Position(#[source] wal_decoder::ParseLsnError),
     /// The shop's Postgres refuses.
     #[error("the shop's Postgres cannot be worked with")]
     #[diagnostic(code(tidewater::demo::postgres), help("`--log info` shows more"))]
@@ -125,7 +134,7 @@ async fn present(stage: &Stage, narrator: &Narrator, stop: &CancellationToken) -
         outcome = tour::lead(stage, narrator) => outcome?,
         () = stop.cancelled() => return Err(DemoError::Interrupted.into()),
     }
-    tour::invite(stage, narrator)?;
+    tour::invite(stage, narrator).await?;
     if stage.is_kept() {
         stop.cancelled().await;
     }

@@ -1,6 +1,7 @@
 //! How commands end.
 
 use super::demo::DemoError;
+use crate::built_in::BuiltInError;
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::http::{ControlError, ServeError};
@@ -123,6 +124,36 @@ pub enum CommandError {
         /// what the system said
         source: io::Error,
     },
+    /// The built-in Postgres refuses, or cannot be reached.
+    #[error("the built-in Postgres cannot do that")]
+    #[diagnostic(code(tidewater::core))]
+    BuiltIn(#[source] Box<BuiltInError>),
+    /// A statement failed.
+    #[error("database `{database}` cannot be looked at")]
+    #[diagnostic(code(tidewater::core::statement))]
+    Statement {
+        /// with its branch
+        database: String,
+        /// what Postgres said
+        source: tokio_postgres::Error,
+    },
+    /// Nothing to compare with.
+    #[error("branch `{branch}` has no parent to compare it with")]
+    #[diagnostic(code(tidewater::usage))]
+    NoParent {
+        /// its name
+        branch: String,
+    },
+    /// The name is not that of a built-in database.
+    #[error("`{database}` is no built-in database of the configuration")]
+    #[diagnostic(
+        code(tidewater::usage),
+        help("a built-in one is `{database}: {{core: {{}}}}` under `databases`")
+    )]
+    NotBuiltIn {
+        /// as given
+        database: String,
+    },
     /// Standard input or output broke.
     #[error("input or output failed")]
     #[diagnostic(code(tidewater::output))]
@@ -151,6 +182,12 @@ impl From<DaemonError> for CommandError {
     }
 }
 
+impl From<BuiltInError> for CommandError {
+    fn from(error: BuiltInError) -> Self {
+        CommandError::BuiltIn(Box::new(error))
+    }
+}
+
 impl From<LakeSqlError> for CommandError {
     fn from(error: LakeSqlError) -> Self {
         CommandError::Sql(Box::new(error))
@@ -158,6 +195,11 @@ impl From<LakeSqlError> for CommandError {
 }
 
 impl CommandError {
+    /// For what the core says.
+    pub(super) fn core(error: oltp_core::CoreError) -> CommandError {
+        BuiltInError::from(error).into()
+    }
+
     /// For what is done with the file or folder at `path`.
     pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> CommandError + use<> {
         let path = path.to_owned();
@@ -170,8 +212,15 @@ impl CommandError {
             CommandError::Config(_)
             | CommandError::Telemetry(TelemetryError::Filter { .. })
             | CommandError::UnknownDatabase { .. }
+            | CommandError::NoParent { .. }
+            | CommandError::NotBuiltIn { .. }
             | CommandError::Exists { .. } => 2,
             CommandError::Daemon(error) if matches!(**error, DaemonError::Configuration(_)) => 2,
+            CommandError::BuiltIn(error)
+                if matches!(**error, BuiltInError::Moment { .. } | BuiltInError::MainBranch) =>
+            {
+                2
+            }
             CommandError::Demo(DemoError::Interrupted) => INTERRUPTED,
             _ => 1,
         }

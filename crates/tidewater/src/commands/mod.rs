@@ -3,8 +3,11 @@
 //! Results go to standard output, everything else to standard error. A command ends in an [`Outcome`] or
 //! in a [`CommandError`], and both know their exit code, which scripts rely on.
 
+mod branch;
 mod clean_up;
+mod compute;
 mod configuration;
+mod core_processes;
 mod demo;
 mod doctor;
 mod error;
@@ -21,7 +24,7 @@ pub use error::{CommandError, Outcome};
 use crate::config::Config;
 use crate::telemetry::{self, LogFormat};
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The open lakebase: Postgres rows as Delta tables, exactly once.
 #[derive(Debug, Parser)]
@@ -118,11 +121,118 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// A tour on a temporary shop: load, sync, query, travel in time.
+    /// Make, list, compare and delete branches of built-in databases.
+    #[command(subcommand)]
+    Branch(BranchCommand),
+    /// Rewind a built-in database to a moment; the state before stays as a branch.
+    Restore {
+        /// DATABASE or DATABASE@BRANCH
+        branch: String,
+        /// A time (UTC without an offset) or an LSN.
+        #[arg(long, value_name = "TIME|LSN")]
+        to: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The running Postgres processes of built-in databases.
+    #[command(subcommand)]
+    Compute(ComputeCommand),
+    /// The storage of built-in databases.
+    #[command(subcommand)]
+    Core(CoreCommand),
+    /// Keep the WAL of built-in databases: one process, or three for a quorum.
+    Keeper {
+        /// Its hard state.
+        #[arg(long)]
+        dir: PathBuf,
+        /// `host:port` or `unix:PATH`.
+        #[arg(long, default_value = "127.0.0.1:6400")]
+        listen: String,
+        /// Where the daemon that started it looks for its lock.
+        #[arg(long, hide = true)]
+        found_in: Option<PathBuf>,
+    },
+    /// Take the connections of built-in databases; the daemon starts it.
+    #[command(hide = true)]
+    Gateway,
+    /// A tour on a temporary shop: load, sync, query, travel in time, branch, restore.
     Demo {
         /// Leave it running until Ctrl-C, and on disk after that.
         #[arg(long)]
         keep: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum BranchCommand {
+    /// Begin a branch from a moment of another one.
+    Create(branch::NewBranch),
+    /// All branches, of one database or of all.
+    List {
+        /// A built-in database.
+        database: Option<String>,
+        /// As JSON, with each branch's address and password.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a branch; those that began from it stay.
+    Delete {
+        /// DATABASE@BRANCH
+        branch: String,
+    },
+    /// Begin a branch anew from where its parent is now.
+    Reset {
+        /// DATABASE@BRANCH
+        branch: String,
+    },
+    /// Compare the tables of a branch with its parent's: columns and numbers of rows.
+    Diff {
+        /// DATABASE@BRANCH
+        branch: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ComputeCommand {
+    /// Those that run.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a database to sleep; the next connection wakes it.
+    Suspend {
+        /// DATABASE or DATABASE@BRANCH
+        branch: String,
+    },
+    /// Wake a database.
+    Wake {
+        /// DATABASE or DATABASE@BRANCH
+        branch: String,
+    },
+    /// Run one branch: what the others start.
+    #[command(hide = true)]
+    Run {
+        /// The project.
+        project: String,
+        /// The branch's id.
+        branch: oltp_core::ids::BranchId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CoreCommand {
+    /// List and check manifests, layers and WAL in the storage.
+    Inspect {
+        /// A built-in database; all of the storage when left out.
+        database: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -150,7 +260,10 @@ impl CommandLine {
         // The daemon tells what it does; of a command one wants its result.
         let default = match self.command {
             // The kernel tells of every snapshot that it builds.
-            Command::Run { .. } => "info,buoyant_kernel=warn,delta_kernel=warn",
+            Command::Run { .. }
+            | Command::Keeper { .. }
+            | Command::Gateway
+            | Command::Compute(ComputeCommand::Run { .. }) => "info,buoyant_kernel=warn,delta_kernel=warn",
             // Its daemon waits for the shop at first, which is nothing to be warned of.
             Command::Demo { .. } => "error",
             // The kernel logs as an error what it also returns, and what our own message says better.
@@ -177,7 +290,40 @@ impl CommandLine {
                 sql::sql(&load()?, query.as_deref(), format).await
             }
             Command::Cleanup { database, json } => clean_up::clean_up(&load()?, &database, json).await,
+            Command::Branch(command) => on_branches(&load()?, &self.config, command).await,
+            Command::Restore { branch, to, json } => {
+                branch::restore(&load()?, &self.config, &branch, &to, json).await
+            }
+            Command::Compute(command) => on_computes(&load()?, &self.config, command).await,
+            Command::Core(CoreCommand::Inspect { database, json }) => {
+                compute::inspect(&load()?, &self.config, database.as_deref(), json).await
+            }
+            Command::Keeper { dir, listen, found_in } => {
+                core_processes::keeper(dir, &listen, found_in.as_deref()).await
+            }
+            Command::Gateway => core_processes::gateway(&load()?, &self.config).await,
             Command::Demo { keep } => demo::demo(keep).await,
+        }
+    }
+}
+
+async fn on_branches(config: &Config, file: &Path, command: BranchCommand) -> Result<Outcome, CommandError> {
+    match command {
+        BranchCommand::Create(wanted) => branch::create(config, file, &wanted).await,
+        BranchCommand::List { database, json } => branch::list(config, file, database.as_deref(), json).await,
+        BranchCommand::Delete { branch } => branch::delete(config, file, &branch).await,
+        BranchCommand::Reset { branch } => branch::reset(config, file, &branch).await,
+        BranchCommand::Diff { branch, json } => branch::diff(config, file, &branch, json).await,
+    }
+}
+
+async fn on_computes(config: &Config, file: &Path, command: ComputeCommand) -> Result<Outcome, CommandError> {
+    match command {
+        ComputeCommand::List { json } => compute::list(config, file, json).await,
+        ComputeCommand::Suspend { branch } => compute::suspend(config, file, &branch).await,
+        ComputeCommand::Wake { branch } => compute::wake(config, file, &branch).await,
+        ComputeCommand::Run { project, branch } => {
+            core_processes::compute(config, file, &project, branch).await
         }
     }
 }

@@ -3,7 +3,8 @@
 use super::error::INTERRUPTED;
 use super::state_lock::StateLock;
 use super::{CommandError, Outcome};
-use crate::config::Config;
+use crate::built_in::BuiltIn;
+use crate::config::{Config, Database};
 use crate::daemon::{self, Controls, RunOptions};
 use crate::http::{self, Access, Api, ServeError};
 use crate::reload::Reloader;
@@ -26,12 +27,12 @@ pub(super) async fn run(file: &Path, config: Config, until_caught_up: bool) -> R
     let stop_serving = shutdown.child_token();
     let (reloader, reloads) = Reloader::new(file.to_owned());
     let requests = Requests::default();
-    let api = api(&board, &requests, reloader.clone())?;
+    let api = api(&config, file, &board, &requests, reloader.clone())?;
     serve(&config, api, &stop_serving).await?;
     let listening = tokio::spawn(heed_signals(signals, shutdown.clone(), reloader));
 
     tracing::info!(lake = %config.lake.uri, http = %config.listen.http, "tidewater runs");
-    let controls = Controls { board, requests, reloads, shutdown };
+    let controls = Controls { configuration: file.to_owned(), board, requests, reloads, shutdown };
     let ended = daemon::run(config, RunOptions { until_caught_up }, controls).await;
     stop_serving.cancel();
     listening.abort();
@@ -40,8 +41,16 @@ pub(super) async fn run(file: &Path, config: Config, until_caught_up: bool) -> R
 }
 
 /// What the listeners answer from.
-pub(super) fn api(board: &StatusBoard, requests: &Requests, reloader: Reloader) -> Result<Api, CommandError> {
+pub(super) fn api(
+    config: &Config,
+    file: &Path,
+    board: &StatusBoard,
+    requests: &Requests,
+    reloader: Reloader,
+) -> Result<Api, CommandError> {
+    let built_in = config.databases.values().any(|database| matches!(database, Database::Core(_)));
     Ok(Api {
+        core: if built_in { Some(BuiltIn::open(config, file)?) } else { None },
         board: board.clone(),
         requests: requests.clone(),
         verifications: Verifications::default(),

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
 /// The built-in Postgres as a whole.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -50,6 +51,26 @@ pub struct Core {
     /// The folder with postgres and initdb; found on its own when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres_bin: Option<LocalPath>,
+}
+
+impl Core {
+    /// The core of a file that has no word on it.
+    pub(super) fn in_folder(folder: &Path) -> Core {
+        Core {
+            storage: Location::local(&folder.join("core")),
+            options: super::StoreOptions::default(),
+            listen: gateway_address(),
+            tls: None,
+            suspend_after: suspend_after(),
+            retention: week(),
+            cache: cache(),
+            mount: Mount::default(),
+            durability: Durability::default(),
+            keeper: None,
+            keepers: Vec::new(),
+            postgres_bin: None,
+        }
+    }
 }
 
 fn gateway_address() -> SocketAddr {

@@ -138,6 +138,12 @@ impl Config {
         }
     }
 
+    /// The built-in Postgres with its defaults: what the file says of it, if anything.
+    pub fn core_settings(&self) -> Core {
+        let beside = || self.state_dir.parent().unwrap_or(&self.state_dir).to_owned();
+        self.core.clone().unwrap_or_else(|| Core::in_folder(&beside()))
+    }
+
     /// The socket that commands speak to the daemon over.
     pub fn control_socket(&self) -> PathBuf {
         self.state_dir.join("control.sock")

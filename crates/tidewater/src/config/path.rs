@@ -64,6 +64,11 @@ impl JsonSchema for LocalPath {
 pub struct Location(String);
 
 impl Location {
+    /// A folder on this machine.
+    pub(super) fn local(path: &Path) -> Location {
+        Location(path.to_string_lossy().into_owned())
+    }
+
     /// The absolute path or URI.
     pub fn as_str(&self) -> &str {
         &self.0

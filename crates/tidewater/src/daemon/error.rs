@@ -1,6 +1,7 @@
 //! What ends or interrupts a sync.
 
 use super::serving::ServingError;
+use crate::built_in::BuiltInError;
 use delta_writer::DeltaError;
 use std::io;
 
@@ -19,6 +20,9 @@ pub enum DaemonError {
         #[source]
         source: oltp_core::CoreError,
     },
+    /// The core cannot be had.
+    #[error("the built-in Postgres does not run")]
+    BuiltIn(#[source] Box<BuiltInError>),
     /// The lake cannot be opened.
     #[error("the lake cannot be used")]
     Lake(#[source] DeltaError),
@@ -48,6 +52,12 @@ pub enum DaemonError {
     TaskGone,
 }
 
+impl From<BuiltInError> for DaemonError {
+    fn from(error: BuiltInError) -> Self {
+        DaemonError::BuiltIn(Box::new(error))
+    }
+}
+
 /// One database's sync is interrupted, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
@@ -57,6 +67,9 @@ pub enum SyncError {
     /// The source refuses or is away.
     #[error(transparent)]
     Source(#[from] postgres_connector::Error),
+    /// A built-in database is away, or its commits are not confirmed.
+    #[error(transparent)]
+    BuiltIn(#[from] BuiltInError),
     /// Another daemon follows the slot.
     #[error(
         "another process is syncing database `{database}` already: stop it, or give this installation \
@@ -164,6 +177,7 @@ impl SyncError {
             SyncError::Source(error) => error.is_transient(),
             SyncError::Lake(error) => !halts_table(error),
             SyncError::LakeState { .. }
+            | SyncError::BuiltIn(_)
             | SyncError::Reload { .. }
             | SyncError::TablesChanged
             | SyncError::Spool(_)

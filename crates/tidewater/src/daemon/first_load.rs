@@ -26,6 +26,7 @@ use super::mending::{self, Mended};
 use super::plan::PlannedTable;
 use super::source_rows::{Piece, PieceReader, SourceBatch, pieces};
 use super::table_writer::Shown;
+use crate::built_in::Gate;
 use crate::status::TableState;
 use delta_writer::{MirrorTable, TableLocation, WriterOptions};
 use lake_sql::LakeSession;
@@ -125,7 +126,7 @@ impl From<postgres_connector::Error> for LoadFailed {
 
 /// Loads the tables; each is sent off as soon as its commit is in the log.
 pub async fn load(
-    source: SourceConfig,
+    (source, gate): (SourceConfig, Option<Gate>),
     publications: PublicationNames,
     slot: String,
     tables: Vec<LoadTable>,
@@ -139,6 +140,10 @@ pub async fn load(
     death_point!("snapshot-after-export");
     let snapshot = created.snapshot.ok_or(SyncError::NoSnapshot)?;
     let position = created.consistent_point;
+    if let Some(gate) = gate {
+        // The snapshot has every commit before it, also those that only this Postgres knows of yet.
+        gate.pass(position).await.map_err(SyncError::from)?;
+    }
     tracing::info!(%position, tables = tables.len(), "load begins");
 
     let tables = as_of_snapshot(&source, &publications, &snapshot, tables).await?;

@@ -1,13 +1,14 @@
 //! The daemon: every configured database synced, supervised, and stopped in order.
 //!
 //! ```text
-//!   run ─┬─ private Postgres of each `core` database
+//!   run ─┬─ built-in Postgres of each `core` database: keeper, gateway, computes
 //!        ├─ a SourceSync for each database ─ prepare ─▶ stream loop ─▶ table tasks
 //!        │                                          └──▶ first loads
 //!        └─ a ServedTable for each table that is served from Postgres
 //! ```
 
 mod batch;
+mod built_in_databases;
 mod commit_info;
 mod consistent_points;
 mod crash_point;
@@ -18,7 +19,6 @@ mod live_table;
 mod load_target;
 mod mending;
 mod plan;
-mod private_postgres;
 mod retained_wal;
 mod router;
 mod row_comparison;
@@ -37,10 +37,11 @@ mod table_writer;
 pub use error::{DaemonError, SyncError, error_chain};
 pub use serving::{LakeTable, ServingError, definition as served_definition};
 
-use crate::config::{Config, Durability, Mount, SchemaChanges};
+use crate::config::{Config, Mount, SchemaChanges};
 use crate::reload::Reload;
 use crate::requests::Requests;
 use crate::status::StatusBoard;
+use std::path::PathBuf;
 use supervisor::Supervisor;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,8 @@ pub struct RunOptions {
 /// How a running daemon is watched, asked and stopped.
 #[derive(Debug)]
 pub struct Controls {
+    /// The file that the configuration was read from: the core's processes read it for themselves.
+    pub configuration: PathBuf,
     /// What it does.
     pub board: StatusBoard,
     /// What people ask of its tables.
@@ -72,16 +75,18 @@ pub async fn run(config: Config, options: RunOptions, controls: Controls) -> Res
     let lake = delta_writer::open_lake(config.lake.uri.as_str(), &store).map_err(DaemonError::Lake)?;
     let reader = lake_sql::LakeSession::open(config.lake.uri.as_str(), &store).await;
     let reader = reader.map_err(DaemonError::LakeReader)?;
-    let (computes, sources) = private_postgres::start_all(&config).await?;
+    let mut databases = built_in_databases::start_all(&config, &controls.configuration).await?;
+    let sources = std::mem::take(&mut databases.sources);
+    let built_in = databases.built_in.clone();
     // The supervisors outlive the syncs, so that Postgres stops last.
     let supervision = CancellationToken::new();
-    let supervisors = private_postgres::supervise(computes, &supervision);
+    let supervisors = built_in_databases::supervise(databases, &supervision);
 
     let board = controls.board.clone();
-    let outcome = Supervisor::new(config, options, controls, lake, reader, sources).run().await;
+    let outcome = Supervisor::new(config, options, controls, lake, reader, (sources, built_in)).run().await;
     board.set_ready(false);
     supervision.cancel();
-    let stopped = private_postgres::stopped(supervisors).await;
+    let stopped = built_in_databases::stopped(supervisors).await;
     outcome.and(stopped)
 }
 
@@ -102,14 +107,8 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
         return not_built("`listen.tls`");
     }
     if let Some(core) = &config.core {
-        if core.storage.is_object_store() {
-            return not_built("`core.storage` in an object store");
-        }
-        if core.tls.is_some() || !core.keepers.is_empty() || core.keeper.is_some() {
-            return not_built("`core.tls`, `core.keeper` and `core.keepers`");
-        }
-        if core.durability != Durability::default() || core.mount != Mount::default() {
-            return not_built("`core.durability` and `core.mount`");
+        if core.mount != Mount::default() {
+            return not_built("`core.mount: copy`");
         }
     }
     for entry in &config.to_lake {

@@ -20,12 +20,14 @@ use super::stream_loop::{StreamLoop, Target};
 use super::sync_state::{Folders, SyncState};
 use super::table_upkeep::UpkeepPolicy;
 use super::{RunOptions, SyncError};
+use crate::built_in::{BuiltInDatabase, Gate};
 use crate::config::{FlushPolicy, ToLake};
 use crate::requests::Requests;
 use crate::status::StatusBoard;
 use crate::telemetry;
 use delta_writer::{Lake, WriterOptions};
 use lake_sql::LakeSession;
+use oltp_core::ids::BranchId;
 pub use opening::OpenedTables;
 use opening::{Incarnation, Positions};
 use postgres_connector::{
@@ -58,6 +60,12 @@ pub struct SourceSync {
     pub database: String,
     /// How to reach it.
     pub source: SourceConfig,
+    /// Where it is looked up before every attempt, if it is the core's.
+    pub built_in: Option<BuiltInDatabase>,
+    /// Which branch of it is followed.
+    pub branch: Option<BranchId>,
+    /// What its commits have to pass before others may see them.
+    pub gate: Option<Gate>,
     /// Its entries of `to_lake`.
     pub entries: Vec<ToLake>,
     /// Its tables that are served from the lake, `schema.table`: they stay out of it, and so out of the publication.
@@ -86,13 +94,17 @@ pub struct SourceSync {
 
 impl SourceSync {
     /// Syncs until it is told to stop, has caught up (when that is asked for), or cannot go on.
-    pub async fn run(self) -> Result<(), SyncError> {
+    pub async fn run(mut self) -> Result<(), SyncError> {
         let mut wait = FIRST_RETRY;
         let mut lag = Interruption::default();
         let mut has_followed = false;
         loop {
             let began = Instant::now();
-            let error = match self.follow(&mut has_followed).await {
+            let attempt = match self.reach(has_followed).await {
+                Ok(()) => self.follow(&mut has_followed).await,
+                Err(error) => Err(error),
+            };
+            let error = match attempt {
                 Ok(()) => return Ok(()),
                 Err(error) if self.shutdown.is_cancelled() => {
                     tracing::info!(database = %self.database, %error, "stopped");
@@ -127,6 +139,36 @@ impl SourceSync {
         }
     }
 
+    /// Finds a built-in database, which a restore may have put elsewhere. One that sleeps is left asleep, unless it was
+    /// never followed.
+    async fn reach(&mut self, has_followed: bool) -> Result<(), SyncError> {
+        let Some(database) = &self.built_in else { return Ok(()) };
+        let followed = self.branch.filter(|_| has_followed);
+        let asleep = || {
+            self.board.update_source(&self.database, |source| {
+                source.connected = false;
+                source.error = None;
+                source.waiting = Some("it sleeps; the sync goes on when it is woken".to_owned());
+            });
+        };
+        let reached = tokio::select! {
+            reached = database.awake(followed, asleep) => reached?,
+            () = self.shutdown.cancelled() => return Ok(()),
+        };
+        self.source = reached.source;
+        self.branch = Some(reached.branch);
+        self.gate = Some(reached.gate);
+        Ok(())
+    }
+
+    /// Returns once everything below `position` may be shown to others.
+    pub async fn pass_gate(&self, position: Lsn) -> Result<(), SyncError> {
+        match &self.gate {
+            Some(gate) => Ok(gate.pass(position).await?),
+            None => Ok(()),
+        }
+    }
+
     /// One attempt. When it returns, nothing of it runs any more: the next one may open the same tables.
     async fn follow(&self, has_followed: &mut bool) -> Result<(), SyncError> {
         let tasks = TaskTracker::new();
@@ -151,7 +193,11 @@ impl SourceSync {
     /// Everything up to the stream; `None` if there is nothing to follow.
     async fn prepare(&self, tasks: &TaskTracker) -> Result<Option<StreamLoop>, SyncError> {
         let mut client = postgres_connector::connect(&self.source).await?;
-        let system_identifier = postgres_connector::system_identifier(&client).await?.to_string();
+        let mut system_identifier = postgres_connector::system_identifier(&client).await?.to_string();
+        if let Some(branch) = self.branch {
+            // All branches have the cluster's identifier, and each has positions of its own.
+            system_identifier = format!("{system_identifier}-{branch}");
+        }
         let own_folder = self.lake.table(&[&wal_decoder::folder_name(&self.database), "_tidewater"]);
         let state_path = own_folder.root().clone().join("sync_state.json");
         let mut state = SyncState::read(self.lake.store().clone(), state_path).await?;

@@ -9,6 +9,7 @@ use super::serving::{Serving, served_names};
 use super::source_sync::SourceSync;
 use super::table_upkeep::UpkeepPolicy;
 use super::{Controls, DaemonError, RunOptions, dead_letters::DeadLetters, refuse_what_is_not_built};
+use crate::built_in::BuiltInDatabase;
 use crate::config::{Config, Database};
 use delta_writer::{Lake, PendingBudget};
 use lake_sql::LakeSession;
@@ -27,6 +28,8 @@ pub struct Supervisor {
     reader: Arc<LakeSession>,
     /// How each database is reached.
     sources: BTreeMap<String, SourceConfig>,
+    /// Those of them that are the core's.
+    built_in: BTreeMap<String, BuiltInDatabase>,
     /// What ends each running sync.
     running: BTreeMap<String, CancellationToken>,
     syncs: JoinSet<(String, Result<(), DaemonError>)>,
@@ -44,7 +47,7 @@ impl Supervisor {
         controls: Controls,
         lake: Lake,
         reader: LakeSession,
-        sources: BTreeMap<String, SourceConfig>,
+        (sources, built_in): (BTreeMap<String, SourceConfig>, BTreeMap<String, BuiltInDatabase>),
     ) -> Supervisor {
         let reader = Arc::new(reader);
         let (board, requests) = (controls.board.clone(), controls.requests.clone());
@@ -56,6 +59,7 @@ impl Supervisor {
             lake,
             reader,
             sources,
+            built_in,
             running: BTreeMap::new(),
             syncs: JoinSet::new(),
             pending_budget: PendingBudget::default(),
@@ -139,6 +143,9 @@ impl Supervisor {
             instance: self.config.instance.clone(),
             flush: self.config.flush_policy(database),
             source,
+            built_in: self.built_in.get(database).cloned(),
+            branch: None,
+            gate: None,
             entries,
             served: served_names(&self.config, database),
             lake: self.lake.clone(),

@@ -9,6 +9,7 @@
 
 mod access;
 mod client;
+mod core_routes;
 mod server;
 mod table_routes;
 
@@ -16,6 +17,7 @@ pub use access::Access;
 pub use client::{ControlClient, ControlError};
 pub use server::{ServeError, bind_control_socket, serve_control_socket, serve_tcp};
 
+use crate::built_in::BuiltIn;
 use crate::reload::Reloader;
 use crate::requests::Requests;
 use crate::status::StatusBoard;
@@ -26,7 +28,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::Arc;
 
@@ -44,6 +46,8 @@ pub struct Api {
     pub verifications: Verifications,
     /// Has the configuration read anew.
     pub reloader: Reloader,
+    /// The built-in Postgres, if a database needs it.
+    pub core: Option<BuiltIn>,
     /// The process's metrics.
     pub metrics: PrometheusHandle,
 }
@@ -55,6 +59,10 @@ pub fn router(api: Api, access: Access) -> Router {
         .route("/api/v1/tables/{table}/resume", post(table_routes::resume))
         .route("/api/v1/tables/{table}/resync", post(table_routes::resync))
         .route("/api/v1/verifications", post(table_routes::verify))
+        .route("/api/v1/branches", post(core_routes::create))
+        .route("/api/v1/branches/{branch}", delete(core_routes::delete))
+        .route("/api/v1/branches/{branch}/reset", post(core_routes::reset))
+        .route("/api/v1/branches/{branch}/restore", post(core_routes::restore))
         .route("/api/v1/reload", post(reload))
         .layer(middleware::from_fn_with_state(Arc::new(access), authorise));
     Router::new()
@@ -63,6 +71,7 @@ pub fn router(api: Api, access: Access) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(|State(api): State<Api>| async move { Json(api.board.snapshot()) }))
         .route("/api/v1/verifications/{id}", get(table_routes::verification))
+        .route("/api/v1/computes", get(core_routes::computes))
         .merge(changing)
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such route") })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -5,6 +5,7 @@
 
 use super::DemoError;
 use super::recommendations::{DELTA, SERVED};
+use crate::built_in::BuiltIn;
 use crate::commands::CommandError;
 use crate::commands::run;
 use crate::commands::state_lock::StateLock;
@@ -14,7 +15,10 @@ use crate::reload::Reloader;
 use crate::requests::Requests;
 use crate::status::{StatusBoard, StatusReport, TableReport};
 use delta_writer::Lake;
+use oltp_core::ids::ProjectName;
+use oltp_core::{Secret, kept_secret};
 use postgres_connector::{SourceConfig, TlsMode};
+use secrecy::ExposeSecret;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -51,19 +55,26 @@ impl Stage {
     pub(super) async fn set_up(keep: bool) -> Result<Stage, CommandError> {
         let folder = TempDir::with_prefix("tidewater-demo-")?;
         let file = folder.path().join("tidewater.yaml");
-        std::fs::write(&file, configuration(free_port()?)).map_err(CommandError::file(&file))?;
+        std::fs::write(&file, configuration(free_port()?, free_port()?))
+            .map_err(CommandError::file(&file))?;
         let config = Config::load(&file)?;
         let lock = StateLock::take(&config.state_dir)?;
         let (board, shutdown, ended) =
             (StatusBoard::new(), CancellationToken::new(), CancellationToken::new());
-        let (reloader, reloads) = Reloader::new(file);
+        let (reloader, reloads) = Reloader::new(file.clone());
         let requests = Requests::default();
         if keep {
             // Only then is there time for `tidewater status` from another terminal.
-            let api = run::api(&board, &requests, reloader)?;
+            let api = run::api(&config, &file, &board, &requests, reloader)?;
             run::serve(&config, api, &shutdown.child_token()).await?;
         }
-        let controls = Controls { board: board.clone(), requests, reloads, shutdown: shutdown.clone() };
+        let controls = Controls {
+            configuration: file,
+            board: board.clone(),
+            requests,
+            reloads,
+            shutdown: shutdown.clone(),
+        };
         let running = daemon::run(config.clone(), RunOptions::default(), controls);
         let says_so = ended.clone().drop_guard();
         let daemon = tokio::spawn(async move {
@@ -105,9 +116,23 @@ impl Stage {
     }
 
     /// The shop for its owner: the address without and with the password that the core has made up.
-    pub(super) fn address(&self) -> Result<Address, CommandError> {
-        let core = self.folder().join("core").join(DATABASE);
-        Ok(Address { port: kept(&core.join("port"))?, password: kept(&core.join("owner.password"))? })
+    pub(super) async fn address(&self) -> Result<Address, CommandError> {
+        let Some(core) = self.core()? else {
+            let ordinary = self.folder().join("core").join(DATABASE);
+            let (port, password) = (kept(&ordinary.join("port"))?, kept(&ordinary.join("owner.password"))?);
+            return Ok(Address { port, password });
+        };
+        let project = ProjectName::new(DATABASE).map_err(CommandError::core)?;
+        let password = kept_secret(core.pages().storage(), &project, Secret::Owner).await;
+        let password = password.map_err(CommandError::core)?.expose_secret().to_owned();
+        Ok(Address { port: core.settings().listen.port().to_string(), password })
+    }
+
+    /// The core, where the system lets it separate pages from servers.
+    pub(super) fn core(&self) -> Result<Option<BuiltIn>, CommandError> {
+        let core = BuiltIn::open(&self.config, &self.folder().join("tidewater.yaml"))?;
+        let separated = self.folder().join("core/projects").join(DATABASE).exists();
+        Ok(separated.then_some(core))
     }
 
     /// Waits until `found` finds what it looks for in the daemon's report.
@@ -188,12 +213,13 @@ fn trouble(report: &StatusReport) -> Option<String> {
     tables.chain(sources).next()
 }
 
-fn configuration(http_port: u16) -> String {
+fn configuration(http_port: u16, gateway_port: u16) -> String {
     format!(
         "# Written by `tidewater demo`. Everything else has its default.\n\
          version: 1\n\
          lake: {{uri: ./lake}}\n\
-         core: {{storage: ./core}}        # a private PostgreSQL 18, managed by Tidewater\n\
+         # A PostgreSQL 18 that Tidewater brings along: its pages and WAL lie in `storage`.\n\
+         core: {{storage: ./core, listen: \"127.0.0.1:{gateway_port}\"}}\n\
          databases:\n  {DATABASE}: {{core: {{}}}}\n\
          to_lake:\n  - database: {DATABASE}\n    tables: [\"public.*\"]\n\
          to_postgres:\n  - table: {}\n    database: {DATABASE}\n    into: {SERVED}\n    mode: continuous\n    \

@@ -1,6 +1,7 @@
 //! The tour, chapter by chapter.
 
 use super::DemoError;
+use super::branches;
 use super::comparison::{self, Rows};
 use super::narrator::{Narrator, grouped};
 use super::recommendations;
@@ -36,7 +37,7 @@ SELECT status, count(*) AS orders, sum(total) AS total
 FROM shop.public.orders GROUP BY status ORDER BY status";
 
 /// One number or two of each table that no lost, doubled or stale row leaves as they are.
-const FINGERPRINTS: [(&str, &str); 4] = [
+pub(super) const FINGERPRINTS: [(&str, &str); 4] = [
     ("customers", "SELECT count(*), sum(id) FROM shop.public.customers"),
     ("products", "SELECT count(*), sum(price) FROM shop.public.products"),
     ("orders", "SELECT count(*), sum(total) FROM shop.public.orders"),
@@ -55,7 +56,11 @@ pub(super) async fn lead(stage: &Stage, narrator: &Narrator) -> Result<(), Comma
     let lake = LakeSession::open(lake.uri.as_str(), &lake.options.expose()).await?;
     let order = compare(stage, narrator, &client, &lake).await?;
     time_travel(stage, narrator, &client, &lake, order, loaded).await?;
-    recommendations::serve(stage, narrator, &client, &lake).await
+    recommendations::serve(stage, narrator, &client, &lake).await?;
+    match stage.core()? {
+        Some(core) => branches::show(stage, narrator, &core, client, &lake).await,
+        None => Ok(()),
+    }
 }
 
 async fn start(stage: &Stage, narrator: &Narrator) -> Result<Client, CommandError> {
@@ -63,7 +68,7 @@ async fn start(stage: &Stage, narrator: &Narrator) -> Result<Client, CommandErro
     let began = Instant::now();
     let running = |report: &StatusReport| report.sources.iter().any(|source| source.connected).then_some(());
     stage.until("private Postgres", START_LIMIT, running).await?;
-    let address = stage.address()?;
+    let address = stage.address().await?;
     narrator.line(&format!("{}, ready after {}", address.shown(), seconds(began.elapsed())))?;
     let client = postgres_connector::connect(&address.source()?).await;
     Ok(client.map_err(DemoError::from)?)
@@ -106,7 +111,7 @@ async fn first_load(stage: &Stage, narrator: &Narrator) -> Result<i64, CommandEr
 async fn live_traffic(stage: &Stage, narrator: &Narrator) -> Result<(), CommandError> {
     narrator.chapter("Live traffic: orders, payments, prices, cancellations")?;
     let began = Instant::now();
-    let shop = stage.address()?.source()?;
+    let shop = stage.address().await?.source()?;
     let mut traffic = Traffic::start(&shop, began + Duration::from_secs(TRAFFIC_SECONDS.into())).await?;
     let mut before = 0;
     for second in 1..=TRAFFIC_SECONDS {
@@ -195,7 +200,7 @@ async fn time_travel(
 }
 
 /// How to look further: at this shop if it stays up, else at one's own.
-pub(super) fn invite(stage: &Stage, narrator: &Narrator) -> Result<(), CommandError> {
+pub(super) async fn invite(stage: &Stage, narrator: &Narrator) -> Result<(), CommandError> {
     if !stage.is_kept() {
         narrator.chapter("Look further")?;
         narrator.entry("this shop", "tidewater demo --keep   leaves it up to look at")?;
@@ -208,7 +213,7 @@ pub(super) fn invite(stage: &Stage, narrator: &Narrator) -> Result<(), CommandEr
     let file = stage.folder().join("tidewater.yaml");
     let orders = stage.folder().join("lake/shop/public/orders");
     let lines = [
-        format!("psql {}", stage.address()?.with_password()),
+        format!("psql {}", stage.address().await?.with_password()),
         format!("tidewater -c {} status", file.display()),
         format!("tidewater -c {} sql", file.display()),
         format!("duckdb -c \"SELECT count(*) FROM delta_scan('{}')\"", orders.display()),

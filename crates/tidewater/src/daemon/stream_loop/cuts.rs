@@ -67,6 +67,7 @@ impl StreamLoop {
     /// Cuts here for every table with changes, and sends the commits on their way.
     pub(super) async fn cut(&mut self) -> Result<(), SyncError> {
         let point = self.last_commit;
+        self.sync.pass_gate(point.end_lsn).await?;
         let mut flight = Flight {
             point,
             began: Instant::now(),

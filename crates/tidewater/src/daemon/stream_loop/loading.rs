@@ -29,8 +29,9 @@ impl StreamLoop {
         let sessions = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
         let slot = self.load_slot.clone();
         let (source, publications) = (self.sync.source.clone(), self.sync.publications());
+        let gate = self.sync.gate.clone();
         let loaded = self.loaded.0.clone();
-        self.loads.spawn(first_load::load(source, publications, slot, requests, sessions, loaded));
+        self.loads.spawn(first_load::load((source, gate), publications, slot, requests, sessions, loaded));
     }
 
     /// A table's load is in the lake: what was set aside meanwhile follows, then it is live.

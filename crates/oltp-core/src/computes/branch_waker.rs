@@ -1,0 +1,58 @@
+//! The gateway's way to the computes.
+
+use async_trait::async_trait;
+use secrecy::ExposeSecret;
+use tokio_postgres::Config;
+
+use super::Computes;
+use crate::compute_process::PORT;
+use crate::gateway::{BranchAddress, Endpoint, WakeError, Waker};
+use crate::ids::{BranchName, ProjectName};
+use crate::page_store::PageStore;
+use crate::secrets::{Secret, kept_secret};
+use crate::{CoreError, SUPERUSER};
+
+/// Finds a branch by its name and has its compute running.
+#[derive(Debug, Clone)]
+pub struct BranchWaker {
+    pages: PageStore,
+    computes: Computes,
+}
+
+impl BranchWaker {
+    /// Over the pages, which know the branches, and the computes of this machine.
+    pub fn new(pages: PageStore, computes: Computes) -> BranchWaker {
+        BranchWaker { pages, computes }
+    }
+}
+
+#[async_trait]
+impl Waker for BranchWaker {
+    async fn wake(&self, branch: &BranchAddress) -> Result<Endpoint, WakeError> {
+        let project = ProjectName::new(&branch.project).map_err(|_| WakeError::NoSuchProject)?;
+        let name = BranchName::new(&branch.branch).map_err(|_| WakeError::NoSuchBranch)?;
+        let Some(head) = self.pages.find_branch(&project, &name).await.map_err(failed)? else {
+            return Err(match self.pages.project(&project).await.map_err(failed)? {
+                Some(_) => WakeError::NoSuchBranch,
+                None => WakeError::NoSuchProject,
+            });
+        };
+        let status = self.computes.ensure_running(&project, head.branch).await.map_err(failed)?;
+        let socket_directory = status.socket_directory.ok_or_else(|| failed(CoreError::ComputeEnding))?;
+        let password =
+            kept_secret(self.pages.storage(), &project, Secret::Superuser).await.map_err(failed)?;
+        let mut superuser = Config::new();
+        superuser
+            .host_path(&socket_directory)
+            .port(PORT)
+            .dbname("postgres")
+            .user(SUPERUSER)
+            .password(password.expose_secret())
+            .application_name("tidewater gateway");
+        Ok(Endpoint { socket_directory, port: PORT, superuser })
+    }
+}
+
+fn failed(source: CoreError) -> WakeError {
+    WakeError::Failed { source: Box::new(source) }
+}

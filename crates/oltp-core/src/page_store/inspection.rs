@@ -1,0 +1,413 @@
+//! Reading everything that a project has in the store, and saying what is wrong with it.
+//!
+//! Each manifest is decoded; each layer is read in full, with every checksum of ours and, where a
+//! manifest says that the file is a relation's, Postgres's own; every layer that a manifest names must
+//! be there with the length and index it names. Memory holds one manifest and one layer at a time.
+//!
+//! What nobody refers to is no damage: collection has not come by yet. WAL between what is archived and
+//! what a manifest needs is no damage either, for the keepers may have it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use object_store::ObjectMeta;
+use serde::Serialize;
+
+use super::PageStore;
+use super::layer_format::{self, LayerObject};
+use super::manifest::{BranchState, LayerRef, Manifest};
+use super::manifest_view::strata;
+use super::object_names::{self, WalChunkName};
+use super::page::RelationFile;
+use crate::ids::{BranchId, BranchName, FileId, LayerId, ManifestNumber, ProjectName};
+use crate::{CoreError, Result, Timestamp};
+
+/// What is in a storage, and what is wrong with it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// Where it lies.
+    pub storage: String,
+    /// The projects that were looked at.
+    pub projects: Vec<ProjectInspection>,
+}
+
+/// What one project has.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProjectInspection {
+    /// The project.
+    pub project: ProjectName,
+    /// The project that it was made from.
+    pub template: Option<ProjectName>,
+    /// Its branches.
+    pub branches: Vec<BranchInspection>,
+    /// Its layers.
+    pub layers: ObjectCount,
+    /// Those among them that no manifest of this project names (collection takes them in time).
+    pub unreferenced_layers: ObjectCount,
+    /// Pages in its layers.
+    pub pages: u64,
+    /// Those that were verified by Postgres's checksum.
+    pub verified_pages: u64,
+    /// Its archived WAL.
+    pub wal_chunks: ObjectCount,
+    /// What is wrong.
+    pub defects: Vec<Defect>,
+}
+
+/// What a branch has.
+#[derive(Debug, Clone, Serialize)]
+pub struct BranchInspection {
+    /// Its id.
+    pub branch: BranchId,
+    /// Its name; `None` when no manifest of it can be read.
+    pub name: Option<BranchName>,
+    /// Whether it is there.
+    pub state: Option<BranchState>,
+    /// How many manifests it has.
+    pub manifests: u64,
+    /// The newest one that can be read.
+    pub newest: Option<ManifestNumber>,
+    /// When that was published.
+    pub published_at: Option<Timestamp>,
+    /// Files in it.
+    pub files: u64,
+    /// Their bytes.
+    pub file_bytes: u64,
+    /// Layers in it.
+    pub layers: u64,
+    /// How many of them a lookup may have to ask.
+    pub depth: u64,
+}
+
+/// Some objects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ObjectCount {
+    /// How many.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Something wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Defect {
+    /// The object.
+    pub object: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl ObjectCount {
+    fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// What manifests say about layers.
+#[derive(Default)]
+struct References {
+    layers: HashMap<LayerId, LayerRef>,
+    /// Which relation file a number stands for.
+    relations: HashMap<FileId, (String, RelationFile)>,
+}
+
+impl Inspection {
+    /// Whether anything is wrong.
+    pub fn is_damaged(&self) -> bool {
+        self.projects.iter().any(|project| !project.defects.is_empty())
+    }
+}
+
+impl PageStore {
+    /// Reads and checks all of one project, or of every project.
+    ///
+    /// # Errors
+    /// The store failed, or there is no such project. Damage is no error here but part of the answer.
+    pub async fn inspect(&self, project: Option<&ProjectName>) -> Result<Inspection> {
+        let names = match project {
+            Some(name) => vec![name.clone()],
+            None => self.projects().await?,
+        };
+        let mut projects = Vec::new();
+        for name in &names {
+            let inspected = self.inspect_project(name).await?;
+            if project.is_some() && inspected.is_empty() {
+                return Err(CoreError::NoSuchProject { project: name.to_string() });
+            }
+            projects.push(inspected);
+        }
+        Ok(Inspection { storage: self.storage.uri().to_owned(), projects })
+    }
+
+    async fn inspect_project(&self, name: &ProjectName) -> Result<ProjectInspection> {
+        let mut report = ProjectInspection {
+            project: name.clone(),
+            template: None,
+            branches: Vec::new(),
+            layers: ObjectCount::default(),
+            unreferenced_layers: ObjectCount::default(),
+            pages: 0,
+            verified_pages: 0,
+            wal_chunks: ObjectCount::default(),
+            defects: Vec::new(),
+        };
+        match report.note(self.project(name).await)? {
+            Some(Some(record)) => report.template = record.template,
+            Some(None) => report.defect(
+                self.storage.name_of(&object_names::project_record(name)),
+                "the project's record is missing".to_owned(),
+            ),
+            None => {}
+        }
+        // Manifests first: what they name was there before them, so the listing afterwards has it.
+        let mut references = References::default();
+        for branch in self.branch_ids(name).await? {
+            let branch = self.inspect_branch(name, branch, &mut references, &mut report).await?;
+            report.branches.push(branch);
+        }
+        report.branches.sort_by(|left, right| left.name.cmp(&right.name));
+        self.inspect_layers(name, &references, &mut report).await?;
+        self.inspect_wal(name, &mut report).await?;
+        Ok(report)
+    }
+
+    async fn inspect_branch(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+        references: &mut References,
+        report: &mut ProjectInspection,
+    ) -> Result<BranchInspection> {
+        let numbers = self.numbers(project, branch).await?;
+        let mut inspection = BranchInspection {
+            branch,
+            name: None,
+            state: None,
+            manifests: numbers.len() as u64,
+            newest: None,
+            published_at: None,
+            files: 0,
+            file_bytes: 0,
+            layers: 0,
+            depth: 0,
+        };
+        for number in numbers {
+            if let Some(manifest) = report.note(self.manifest(project, branch, number).await)? {
+                references.add(&manifest);
+                inspection.describe(&manifest);
+            }
+        }
+        Ok(inspection)
+    }
+
+    /// Every layer in the project's folder, and every one that is named and lies elsewhere.
+    async fn inspect_layers(
+        &self,
+        project: &ProjectName,
+        references: &References,
+        report: &mut ProjectInspection,
+    ) -> Result<()> {
+        let mut present: BTreeMap<LayerId, ObjectMeta> = BTreeMap::new();
+        for object in self.storage.list(&object_names::layers(project), None).await? {
+            report.layers.add(object.size);
+            match object_names::layer_id(&object.location) {
+                Some((_, _, id)) => drop(present.insert(id, object)),
+                None => report
+                    .defect(self.storage.name_of(&object.location), "it is not named as a layer".to_owned()),
+            }
+        }
+        for (id, object) in &present {
+            let reference = references.layers.get(id);
+            if reference.is_none() {
+                report.unreferenced_layers.add(object.size);
+            }
+            if let Some(Some(bytes)) =
+                report.note(self.storage.get(&object.location, layer_format::OBJECT_LIMIT).await)?
+            {
+                report.check_layer(&self.storage.name_of(&object.location), &bytes, reference, references);
+            }
+        }
+        for reference in references.layers.values().filter(|reference| !present.contains_key(&reference.id)) {
+            // A template's, or one that is gone.
+            let path = object_names::layer(reference);
+            match self.storage.get(&path, layer_format::OBJECT_LIMIT).await {
+                Ok(None) => report
+                    .defect(self.storage.name_of(&path), "a manifest names it, and it is missing".to_owned()),
+                Ok(Some(bytes)) => {
+                    report.check_layer(&self.storage.name_of(&path), &bytes, Some(reference), references);
+                }
+                failed => drop(report.note(failed)?),
+            }
+        }
+        Ok(())
+    }
+
+    async fn inspect_wal(&self, project: &ProjectName, report: &mut ProjectInspection) -> Result<()> {
+        for object in self.storage.list(&object_names::wal_of_project(project), None).await? {
+            report.wal_chunks.add(object.size);
+            if WalChunkName::parse(&object.location).is_none() {
+                report.defect(
+                    self.storage.name_of(&object.location),
+                    "it is not named as a chunk of WAL".to_owned(),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+impl References {
+    fn add(&mut self, manifest: &Manifest) {
+        self.layers.extend(manifest.body.layers.iter().map(|layer| (layer.id, layer.clone())));
+        let relations = manifest
+            .body
+            .files
+            .iter()
+            .filter_map(|file| Some((file.id, (file.path.clone(), RelationFile::of(&file.path)?))));
+        self.relations.extend(relations);
+    }
+}
+
+impl BranchInspection {
+    fn describe(&mut self, manifest: &Manifest) {
+        self.name = Some(manifest.head.name.clone());
+        self.state = Some(manifest.head.state);
+        self.newest = Some(manifest.head.number);
+        self.published_at = Some(manifest.head.published_at);
+        self.files = manifest.body.files.len() as u64;
+        self.file_bytes = manifest.body.files.iter().map(|file| file.size).sum();
+        self.layers = manifest.body.layers.len() as u64;
+        self.depth = strata(&manifest.body.layers).len() as u64;
+    }
+}
+
+impl ProjectInspection {
+    fn is_empty(&self) -> bool {
+        // Of what is not there at all, the missing record is the only thing to say.
+        self.branches.is_empty()
+            && self.layers.objects == 0
+            && self.wal_chunks.objects == 0
+            && self.defects.len() == 1
+    }
+
+    fn defect(&mut self, object: String, reason: String) {
+        self.defects.push(Defect { object, reason });
+    }
+
+    /// Keeps damage as part of the report, and passes on what says nothing about the objects.
+    fn note<T>(&mut self, outcome: Result<T>) -> Result<Option<T>> {
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(CoreError::ObjectDamaged { object, reason }) => {
+                self.defect(object, reason);
+                Ok(None)
+            }
+            Err(CoreError::ObjectTooNew { object, found, .. }) => {
+                self.defect(object, format!("it has format {found}, which this Tidewater does not know"));
+                Ok(None)
+            }
+            Err(CoreError::ObjectMissing { object }) => {
+                self.defect(object, "it is missing".to_owned());
+                Ok(None)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    fn check_layer(
+        &mut self,
+        object: &str,
+        bytes: &[u8],
+        reference: Option<&LayerRef>,
+        references: &References,
+    ) {
+        let layer = match LayerObject::parse(bytes) {
+            Ok(layer) => layer,
+            Err(defect) => return self.defect(object.to_owned(), defect.to_string()),
+        };
+        if reference.is_some_and(|reference| !layer.is_named_by(reference)) {
+            self.defect(object.to_owned(), "it is another layer than the manifest names".to_owned());
+        }
+        for run in layer.runs() {
+            let pages = match run {
+                Ok(pages) => pages,
+                Err(defect) => {
+                    self.defect(object.to_owned(), defect.to_string());
+                    continue;
+                }
+            };
+            for (key, page) in pages {
+                self.pages += 1;
+                let Some((path, relation)) = references.relations.get(&key.file) else { continue };
+                self.verified_pages += 1;
+                if let Err(reason) = relation.verify(key.block, page.bytes()) {
+                    self.defect(
+                        object.to_owned(),
+                        format!("page {} of `{path}` is damaged: {reason}", key.block),
+                    );
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "storage {}", self.storage)?;
+        self.projects.iter().try_for_each(|project| write!(f, "{project}"))
+    }
+}
+
+impl fmt::Display for ProjectInspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\nproject {}", self.project)?;
+        if let Some(template) = &self.template {
+            write!(f, " (made from {template})")?;
+        }
+        writeln!(f)?;
+        for branch in &self.branches {
+            writeln!(f, "  {branch}")?;
+        }
+        writeln!(f, "  layers: {}, of these unreferenced: {}", self.layers, self.unreferenced_layers)?;
+        writeln!(f, "  pages:  {}, verified by Postgres's checksum: {}", self.pages, self.verified_pages)?;
+        writeln!(f, "  WAL:    {}", self.wal_chunks)?;
+        match self.defects.len() {
+            0 => writeln!(f, "  no damage"),
+            count => {
+                writeln!(f, "  DAMAGED in {count} places:")?;
+                self.defects
+                    .iter()
+                    .try_for_each(|defect| writeln!(f, "    {}: {}", defect.object, defect.reason))
+            }
+        }
+    }
+}
+
+impl fmt::Display for BranchInspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "branch {name} ({})", self.branch)?,
+            None => write!(f, "branch {}", self.branch)?,
+        }
+        if self.state == Some(BranchState::Deleted) {
+            write!(f, ", deleted")?;
+        }
+        write!(f, ": {} manifests", self.manifests)?;
+        if let (Some(newest), Some(published_at)) = (self.newest, self.published_at) {
+            write!(
+                f,
+                ", newest {newest} of {published_at}, {} files with {} bytes",
+                self.files, self.file_bytes
+            )?;
+            write!(f, " in {} layers of {} ages", self.layers, self.depth)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ObjectCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} bytes)", self.objects, self.bytes)
+    }
+}

@@ -1,0 +1,93 @@
+//! Branches and restores.
+
+use oltp_core::Timestamp;
+use oltp_core::branches::Point;
+
+use crate::lab::{Lab, named, number, project};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_of_a_running_parent_has_all_it_acknowledged_and_neither_sees_the_other_afterwards() {
+    let lab = Lab::new().await;
+    let main = lab.project().await;
+    let parent = lab.start(main).await;
+    let client = parent.owner().await;
+    client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await.unwrap();
+    client.query("SELECT pg_create_logical_replication_slot('parents', 'test_decoding')", &[]).await.unwrap();
+    client
+        .batch_execute("BEGIN; INSERT INTO t VALUES (1000); PREPARE TRANSACTION 'coordinated'")
+        .await
+        .unwrap();
+    client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+
+    let dev = lab.branches.create(&project(), &named("main"), named("dev"), Point::Now, None).await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (4)").await.unwrap();
+    let child = lab.start(dev.head.branch).await;
+    let on_child = child.owner().await;
+    assert_eq!(number(&on_child, "SELECT sum(a) FROM t").await, 3);
+    assert_eq!(number(&on_child, "SELECT count(*) FROM pg_replication_slots").await, 0);
+    assert_eq!(number(&on_child, "SELECT count(*) FROM pg_prepared_xacts").await, 0);
+    assert_eq!(number(&client, "SELECT count(*) FROM pg_prepared_xacts").await, 1);
+    on_child.batch_execute("INSERT INTO t VALUES (8)").await.unwrap();
+    assert_eq!(number(&client, "SELECT sum(a) FROM t").await, 7);
+
+    // A branch of the branch, of a sleeping parent this time.
+    child.suspend().await;
+    let deeper =
+        lab.branches.create(&project(), &named("dev"), named("deeper"), Point::Now, None).await.unwrap();
+    let grandchild = lab.start(deeper.head.branch).await;
+    assert_eq!(number(&grandchild.owner().await, "SELECT sum(a) FROM t").await, 11);
+    grandchild.kill().await;
+    let grandchild = lab.start(deeper.head.branch).await;
+    assert_eq!(number(&grandchild.owner().await, "SELECT sum(a) FROM t").await, 11);
+    grandchild.suspend().await;
+    parent.suspend().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_to_a_time_or_a_position_has_what_was_committed_then_and_keeps_the_state_before() {
+    let lab = Lab::new().await;
+    let main = lab.project().await;
+    let compute = lab.start(main).await;
+    let client = compute.owner().await;
+    client.batch_execute("CREATE TABLE t (a int)").await.unwrap();
+    let mut moments = Vec::new();
+    for row in 1..=10 {
+        client.execute("INSERT INTO t VALUES ($1)", &[&row]).await.unwrap();
+        let lsn: String =
+            client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap().get(0);
+        moments.push((Timestamp::now(), lsn.parse().unwrap()));
+        if row % 3 == 0 {
+            compute.ask(oltp_core::compute_process::Question::Cut).await;
+        }
+    }
+    let (time, _) = moments[4];
+    let (_, lsn) = moments[6];
+    let at_five = lab.branch_of_main("five", Point::Time(time)).await;
+    assert_eq!(number(&at_five.owner().await, "SELECT count(*) FROM t").await, 5);
+    at_five.suspend().await;
+    let at_seven = lab.branch_of_main("seven", Point::Lsn(lsn)).await;
+    assert_eq!(number(&at_seven.owner().await, "SELECT count(*) FROM t").await, 7);
+    at_seven.suspend().await;
+
+    // A time after the last commit is all of it.
+    let last = lab.branch_of_main("last", Point::Time(Timestamp::now())).await;
+    assert_eq!(number(&last.owner().await, "SELECT count(*) FROM t").await, 10);
+    last.suspend().await;
+
+    let restored = lab.branches.restore(&project(), &named("main"), Point::Time(moments[1].0)).await.unwrap();
+    assert!(compute.end().await.is_ok());
+    let rewound = lab.start(restored.branch).await;
+    assert_eq!(number(&rewound.owner().await, "SELECT count(*) FROM t").await, 2);
+    let names: Vec<String> =
+        lab.branches.list(&project()).await.unwrap().iter().map(|head| head.name.to_string()).collect();
+    assert!(names.contains(&restored.before.to_string()) && names.contains(&"main".to_owned()), "{names:?}");
+
+    // From the rewound branch further back than it begins, and from the state before as well.
+    let again = lab.branch_of_main("again", Point::Time(moments[0].0)).await;
+    assert_eq!(number(&again.owner().await, "SELECT count(*) FROM t").await, 1);
+    again.suspend().await;
+    let before = lab.start(main).await;
+    assert_eq!(number(&before.owner().await, "SELECT count(*) FROM t").await, 10);
+    before.suspend().await;
+    rewound.suspend().await;
+}

@@ -1,0 +1,125 @@
+//! The life of one branch: made, used, killed, moved, put to sleep.
+
+use oltp_core::compute_process::{Answer, End, Question};
+use oltp_core::page_store::ManifestKind;
+
+use crate::lab::{Lab, number, project};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledged_commit_survives_the_loss_of_everything_but_the_storage() {
+    let mut lab = Lab::new().await;
+    let main = lab.project().await;
+    let compute = lab.start(main).await;
+    let client = compute.owner().await;
+    client.batch_execute("CREATE TABLE t (a int PRIMARY KEY)").await.unwrap();
+    for row in 0..20 {
+        client.execute("INSERT INTO t VALUES ($1)", &[&row]).await.unwrap();
+    }
+    let Answer::Published { .. } = compute.ask(Question::Cut).await else { panic!("no manifest") };
+    for row in 20..40 {
+        client.execute("INSERT INTO t VALUES ($1)", &[&row]).await.unwrap();
+    }
+    compute.kill().await;
+
+    lab.move_elsewhere("another machine");
+    let compute = lab.start(main).await;
+    assert_eq!(number(&compute.owner().await, "SELECT count(*) FROM t").await, 40);
+    compute.suspend().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compute_killed_right_after_a_clean_wake_loses_nothing() {
+    let lab = Lab::new().await;
+    let main = lab.project().await;
+    let compute = lab.start(main).await;
+    compute.owner().await.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await.unwrap();
+    compute.suspend().await;
+
+    let mut spec = lab.spec(main).await;
+    spec.cut_every = std::time::Duration::from_secs(3600);
+    let compute = lab.try_start(spec).await.unwrap();
+    compute.owner().await.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    compute.kill().await;
+
+    let compute = lab.start(main).await;
+    assert_eq!(number(&compute.owner().await, "SELECT sum(a) FROM t").await, 3);
+    compute.suspend().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_branch_wakes_without_recovery_and_with_its_unlogged_rows_and_slots() {
+    let mut lab = Lab::new().await;
+    let main = lab.project().await;
+    let compute = lab.start(main).await;
+    let client = compute.owner().await;
+    client
+        .batch_execute("CREATE UNLOGGED TABLE u (a int); INSERT INTO u SELECT generate_series(1, 1000)")
+        .await
+        .unwrap();
+    client
+        .query("SELECT pg_create_logical_replication_slot('other_tool', 'test_decoding')", &[])
+        .await
+        .unwrap();
+    client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)").await.unwrap();
+    drop(client);
+    let End::Suspended(manifest) = compute.suspend().await;
+    let newest = lab.pages.latest(&project(), main).await.unwrap().unwrap();
+    assert_eq!((newest.head.number, &newest.head.kind), (manifest, &ManifestKind::CleanShutdown));
+
+    lab.move_elsewhere("another machine");
+    let compute = lab.start(main).await;
+    let client = compute.owner().await;
+    assert_eq!(number(&client, "SELECT count(*) FROM u").await, 1000);
+    let changes = client
+        .query("SELECT data FROM pg_logical_slot_get_changes('other_tool', NULL, NULL)", &[])
+        .await
+        .unwrap();
+    let inserts = changes.iter().filter(|row| row.get::<_, String>(0).contains("INSERT")).count();
+    assert_eq!(inserts, 2);
+    let log =
+        std::fs::read_to_string(lab.computes.directory_of(&project(), main).join("postgres.log")).unwrap();
+    assert!(log.contains("database system was shut down"), "{log}");
+    assert!(!log.contains("redo starts"), "{log}");
+    compute.suspend().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_computes_never_write_one_branch() {
+    let mut lab = Lab::new().await;
+    let main = lab.project().await;
+    let first = lab.start(main).await;
+    let client = first.owner().await;
+    client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await.unwrap();
+
+    lab.move_elsewhere("another machine");
+    let second = lab.start(main).await;
+    let lost = client.batch_execute("INSERT INTO t VALUES (100)").await;
+    assert!(lost.is_err(), "the fenced compute confirmed a commit");
+    let error = first.end().await.unwrap_err();
+    assert!(matches!(error, oltp_core::CoreError::Fenced { .. }), "{error}");
+    let client = second.owner().await;
+    client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    assert_eq!(number(&client, "SELECT sum(a) FROM t").await, 3);
+    second.suspend().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_wait_while_the_keeper_is_away_and_go_on_when_it_is_back() {
+    let mut lab = Lab::new().await;
+    let main = lab.project().await;
+    let compute = lab.start(main).await;
+    let client = compute.owner().await;
+    client.batch_execute("CREATE TABLE t (a int)").await.unwrap();
+    lab.stop_keeper().await;
+    let commit = tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (1)").await });
+    let superuser = compute.superuser(&lab).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    while number(&superuser, waiting).await == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(number(&superuser, "SELECT count(*) FROM t").await, 0);
+    assert!(!commit.is_finished());
+    lab.start_keeper().await;
+    commit.await.unwrap().unwrap();
+    compute.suspend().await;
+}

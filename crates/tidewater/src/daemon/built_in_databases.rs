@@ -1,0 +1,270 @@
+//! The databases that Tidewater brings along, one for each `core` entry of the configuration.
+//!
+//! Their pages lie in the core's storage, and keeper, gateway and computes are processes of their own: here they are
+//! started and watched, and a daemon that is killed leaves them serving. Where the system has no FUSE the pages
+//! cannot be separated from the server; a database that is made there lies in an ordinary folder, under an ordinary
+//! Postgres of the daemon's, and stays there.
+//!
+//! All are up before the syncs and stop after them.
+
+use super::DaemonError;
+use crate::built_in::{BuiltIn, BuiltInDatabase};
+use crate::config::{Config, CoreDatabase, Database};
+use oltp_core::ids::ProjectName;
+use oltp_core::{Compute, CoreError, Listen, Project, ProjectOptions, Timestamp, find_installation};
+use postgres_connector::SourceConfig;
+use secrecy::ExposeSecret;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// A server that does not come up again is tried again after this.
+const RESTART_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the system offers file systems of programs through.
+const FUSE_DEVICE: &str = "/dev/fuse";
+
+/// How often what has expired is looked for.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
+
+/// How each database is reached, and what has to be watched for that.
+#[derive(Default)]
+pub struct Databases {
+    /// For sessions that take the database as it is.
+    pub sources: BTreeMap<String, SourceConfig>,
+    /// Those whose pages are in the core's storage.
+    pub built_in: BTreeMap<String, BuiltInDatabase>,
+    ordinary: BTreeMap<String, Compute>,
+    core: Option<BuiltIn>,
+}
+
+/// Starts every `core` database, and says how each database of the configuration is reached.
+pub async fn start_all(config: &Config, file: &Path) -> Result<Databases, DaemonError> {
+    let mut databases = Databases::default();
+    for (name, database) in &config.databases {
+        let source = match database {
+            Database::Url(database) => database.source_config().map_err(|error| source_error(name, error))?,
+            Database::Core(database) if is_ordinary(config, name) => {
+                databases.start_ordinary(config, name, database).await?
+            }
+            Database::Core(database) => databases.start(config, file, name, database).await?,
+        };
+        databases.sources.insert(name.clone(), source);
+    }
+    Ok(databases)
+}
+
+impl Databases {
+    async fn start(
+        &mut self,
+        config: &Config,
+        file: &Path,
+        name: &str,
+        database: &CoreDatabase,
+    ) -> Result<SourceConfig, DaemonError> {
+        let core = match self.core.clone() {
+            Some(core) => core,
+            None => {
+                let core = start_core(config, file).await?;
+                self.core = Some(core.clone());
+                core
+            }
+        };
+        let failed = |source| DaemonError::Core { database: name.to_owned(), source };
+        let project = ProjectName::new(name).map_err(failed)?;
+        let branch = core.ensure_project(&project, database).await?;
+        core.computes().ensure_running(&project, branch).await.map_err(failed)?;
+        let main = oltp_core::ids::BranchName::new(oltp_core::gateway::MAIN_BRANCH).map_err(failed)?;
+        let url = core.url(config, &project, &main).await?;
+        let source = SourceConfig::from_url(url.expose_secret(), None, None, None)
+            .map_err(|error| source_error(name, error))?;
+        tracing::info!(database = %name, place = %source.place(), "built-in Postgres is running");
+        let built_in = BuiltInDatabase::new(core.pages().clone(), core.computes().clone(), project);
+        self.built_in.insert(name.to_owned(), built_in);
+        Ok(source)
+    }
+
+    async fn start_ordinary(
+        &mut self,
+        config: &Config,
+        name: &str,
+        database: &CoreDatabase,
+    ) -> Result<SourceConfig, DaemonError> {
+        tracing::warn!(database = %name, "its pages are in an ordinary folder: no branches, no restore, no sleep. A database made where {FUSE_DEVICE} exists has them");
+        let failed = |source| DaemonError::Core { database: name.to_owned(), source };
+        let compute = start_ordinary(config, name, database).await.map_err(failed)?;
+        let url = compute.superuser_url_with_password();
+        let source = SourceConfig::from_url(url.expose_secret(), None, None, None)
+            .map_err(|error| source_error(name, error))?;
+        tracing::info!(database = %name, url = %compute.url(), "built-in Postgres is running");
+        self.ordinary.insert(name.to_owned(), compute);
+        Ok(source)
+    }
+}
+
+/// Keeper and gateway; everything else comes when a database needs it.
+async fn start_core(config: &Config, file: &Path) -> Result<BuiltIn, DaemonError> {
+    let core = BuiltIn::open(config, file)?;
+    if let Some(keeper) = core.keeper() {
+        keeper.ensure().await?;
+    }
+    let (gateway, wanted) = (core.gateway(), core.settings().listen);
+    let left_over = gateway.address()?.filter(|address| *address != wanted.to_string());
+    if left_over.is_some() && wanted.port() != 0 {
+        // Of an earlier configuration.
+        gateway.stop().await?;
+    }
+    if let Err(error) = gateway.ensure().await {
+        if let Some(keeper) = core.keeper()
+            && core.computes().list().await.is_ok_and(|running| running.is_empty())
+        {
+            // Nobody has use for it.
+            keeper.stop().await?;
+        }
+        return Err(error.into());
+    }
+    Ok(core)
+}
+
+fn storage_folder(config: &Config) -> PathBuf {
+    PathBuf::from(config.core_settings().storage.as_str())
+}
+
+/// Whether a database lies in an ordinary folder, or has to be made in one.
+fn is_ordinary(config: &Config, name: &str) -> bool {
+    let storage = storage_folder(config);
+    if storage.join("projects").join(name).exists() {
+        return false;
+    }
+    storage.join(name).join("data").exists() || !Path::new(FUSE_DEVICE).exists()
+}
+
+fn source_error(database: &str, error: postgres_connector::Error) -> DaemonError {
+    DaemonError::Sync { database: database.to_owned(), source: Box::new(error.into()) }
+}
+
+async fn start_ordinary(config: &Config, name: &str, database: &CoreDatabase) -> Result<Compute, CoreError> {
+    let explicit = config.core.as_ref().and_then(|core| core.postgres_bin.as_deref());
+    let project = Project::open(ProjectOptions {
+        name: name.to_owned(),
+        directory: storage_folder(config).join(name),
+        installation: find_installation(explicit, database.postgres).await?,
+        owner: database.owner.clone().unwrap_or_else(|| name.to_owned()),
+        password: database.password.as_ref().map(|password| password.secret_string().clone()),
+        settings: database.settings.clone(),
+        listen: Listen::Loopback,
+    })
+    .await?;
+    project.start().await
+}
+
+/// Keeps everything running until told otherwise, then stops it.
+pub fn supervise(databases: Databases, until: &CancellationToken) -> JoinSet<Result<(), DaemonError>> {
+    let mut supervisors = JoinSet::new();
+    for (database, compute) in databases.ordinary {
+        supervisors.spawn(keep_running(database, compute, until.clone()));
+    }
+    if let Some(core) = databases.core {
+        supervisors.spawn(keep_core(core, databases.built_in.keys().cloned().collect(), until.clone()));
+    }
+    supervisors
+}
+
+/// Watches keeper and gateway, and takes down in order what runs: gateway, computes, keeper.
+async fn keep_core(
+    core: BuiltIn,
+    projects: Vec<String>,
+    until: CancellationToken,
+) -> Result<(), DaemonError> {
+    let keeper = core.keeper();
+    let watch_keeper = async {
+        if let Some(keeper) = &keeper {
+            keeper.supervise(until.clone()).await;
+        }
+    };
+    let gateway = core.gateway();
+    tokio::join!(watch_keeper, gateway.supervise(until.clone()), keep_house(&core, &projects, &until));
+    gateway.stop().await?;
+    let listed = |source| DaemonError::BuiltIn(Box::new(source));
+    let running = core.computes().list().await.map_err(|source| listed(source.into()))?;
+    let mut outcome = Ok(());
+    for compute in running {
+        // Whoever suspends it at this moment has done it for us.
+        if let Err(source) = core.computes().suspend(&compute.project, compute.branch).await {
+            let database = compute.project.to_string();
+            outcome = outcome.and(Err(DaemonError::Core { database, source }));
+        }
+    }
+    if let Some(keeper) = keeper {
+        keeper.stop().await?;
+    }
+    outcome
+}
+
+/// Deletes branches whose time is over, and what nobody can come back to any more.
+async fn keep_house(core: &BuiltIn, projects: &[String], until: &CancellationToken) {
+    loop {
+        tokio::select! {
+            () = until.cancelled() => return,
+            () = tokio::time::sleep(HOUSEKEEPING_EVERY) => {}
+        }
+        for project in projects {
+            let kept = tokio::select! {
+                () = until.cancelled() => return,
+                kept = tidy(core, project) => kept,
+            };
+            if let Err(error) = kept {
+                let error = super::error_chain(&error);
+                tracing::warn!(database = %project, %error, "its expired branches and pages stay for now");
+            }
+        }
+    }
+}
+
+async fn tidy(core: &BuiltIn, project: &str) -> Result<(), CoreError> {
+    let project = ProjectName::new(project)?;
+    let branches = core.branches();
+    let now = Timestamp::now();
+    for head in branches.list(&project).await? {
+        if head.expires_at.is_some_and(|expires| expires <= now) {
+            branches.delete(&project, &head.name).await?;
+            tracing::info!(%project, branch = %head.name, "its time is over: deleted");
+        }
+    }
+    core.pages().collect(&project, core.settings().retention.duration()).await?;
+    Ok(())
+}
+
+async fn keep_running(
+    database: String,
+    mut compute: Compute,
+    until: CancellationToken,
+) -> Result<(), DaemonError> {
+    loop {
+        tokio::select! {
+            () = until.cancelled() => break,
+            end = compute.wait_exit() => {
+                tracing::error!(%database, %end, "the built-in Postgres has ended");
+                if let Err(error) = compute.ensure_running().await {
+                    tracing::error!(%database, error = %super::error::error_chain(&error), retry_in = ?RESTART_PAUSE, "it does not come up again");
+                    tokio::select! {
+                        () = until.cancelled() => break,
+                        () = tokio::time::sleep(RESTART_PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+    compute.stop().await.map_err(|source| DaemonError::Core { database, source })
+}
+
+/// Waits until every server has stopped.
+pub async fn stopped(mut supervisors: JoinSet<Result<(), DaemonError>>) -> Result<(), DaemonError> {
+    let mut outcome = Ok(());
+    while let Some(ended) = supervisors.join_next().await {
+        outcome = outcome.and(ended.unwrap_or(Err(DaemonError::TaskGone)));
+    }
+    outcome
+}
