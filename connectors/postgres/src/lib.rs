@@ -55,6 +55,7 @@ pub use error::{Error, Result, ServerError};
 pub use event_trigger::{AnnouncedColumn, AnnouncedColumns, ensure_event_trigger};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use logical_stream::{Confirmer, Event, LogicalStream};
+pub use object_name::{quote_identifier, quote_literal, quote_qualified};
 pub use physical_stream::{PhysicalEvent, PhysicalSession, PhysicalStream};
 pub use preflight::{Finding, RequestedTables, Severity, preflight};
 pub use publication::{PublicationNames, PublishedTable, ensure_publications, publication_names};
