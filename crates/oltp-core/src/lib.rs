@@ -36,6 +36,7 @@ mod service_user;
 mod settings;
 pub mod storage;
 mod timestamp;
+pub mod wal_keeper;
 
 pub use compute::{Compute, EnsureRunning};
 pub use error::CoreError;
