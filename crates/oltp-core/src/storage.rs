@@ -367,6 +367,7 @@ pub(crate) fn last_part(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn local() -> (tempfile::TempDir, Storage) {
         let folder = tempfile::tempdir().unwrap();
@@ -396,6 +397,16 @@ mod tests {
             storage.delete(&path).await.unwrap();
             storage.delete(&path).await.unwrap();
             assert_eq!(storage.head(&path).await.unwrap(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_else_reads_what_is_put_on_a_local_disk() {
+        let (folder, storage) = local();
+        storage.put_if_absent(&Path::from("projects/shop/1"), Bytes::from_static(b"rows")).await.unwrap();
+        for (name, mode) in [("projects", 0o700), ("projects/shop", 0o700), ("projects/shop/1", 0o600)] {
+            let metadata = folder.path().join(name).metadata().unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o777, mode, "{name}");
         }
     }
 
