@@ -329,7 +329,9 @@ impl DataDirectory {
 
     /// Tells whoever makes the cuts when one is due because of the dirty pages.
     pub(super) fn weigh(&self) {
-        let high = self.gate.dirty_pages() * 2 > u64::from(self.cache.limit());
+        // Scratch pages stay dirty: a cut would not help.
+        let counted = self.gate.dirty_pages().saturating_sub(self.cache.scratch());
+        let high = counted * 2 > u64::from(self.cache.limit());
         self.pressure.send_if_modified(|now| std::mem::replace(now, high) != high);
     }
 

@@ -47,6 +47,8 @@ pub(super) struct FileState {
     pub(super) role: FileRole,
     pub(super) size: u64,
     pub(super) modified: SystemTime,
+    /// The last capture left it out: what is written to it stays on this machine until a clean stop.
+    pub(super) local: bool,
     /// No name leads here any more; the handles that are open go on.
     pub(super) unlinked: bool,
     /// The kernel has forgotten it too.
@@ -125,6 +127,7 @@ impl File {
                 role,
                 size,
                 modified,
+                local: false,
                 unlinked: false,
                 dropped: false,
                 pages: PageTable::default(),
@@ -327,7 +330,7 @@ impl File {
         if !current() || state.dropped || block >= state.stored_blocks || state.pages.get(block).is_some() {
             return Ok(());
         }
-        let slot = cache.allocate(Owner { ino: self.ino, block }, Claim::Stored)?;
+        let slot = cache.allocate(Owner { ino: self.ino, block, claim: Claim::Stored })?;
         if let Err(error) = cache.write(slot, 0, page) {
             cache.release(slot);
             return Err(error.into());
@@ -471,14 +474,14 @@ impl FileState {
 
     /// Where each page of a write goes: its own slot, or a new one when it has none or a cut has frozen it.
     fn targets(&self, cache: &PageCache, ino: Ino, first: u32, last: u32) -> Result<Vec<Target>, Stop> {
-        let claim = if self.role.scratch { Claim::Scratch } else { Claim::Stored };
+        let claim = if self.role.scratch || self.local { Claim::Scratch } else { Claim::Stored };
         let mut targets: Vec<Target> = Vec::with_capacity((last - first + 1) as usize);
         for block in first..=last {
             let present = self.pages.get(block);
             let frozen = self.frozen.as_ref().is_some_and(|frozen| frozen.pins(block));
             let target = match present {
                 Some(slot) if !frozen => Target { block, slot, fresh: None },
-                present => match cache.allocate(Owner { ino, block }, claim) {
+                present => match cache.allocate(Owner { ino, block, claim }) {
                     Ok(slot) => Target { block, slot, fresh: Some(present) },
                     Err(no_room) => {
                         for target in targets.iter().filter(|target| target.fresh.is_some()) {
