@@ -26,9 +26,9 @@ use crate::page_store::{ManifestView, PageStore, WINDOW_BLOCKS};
 /// Readahead stops growing here (2 MiB): beyond, the page that was asked for waits for the others.
 const READAHEAD_PAGES: u32 = 256;
 
-/// A request is tried again when what it brought was evicted or replaced before it was used. More often than this
-/// in a row means that the cache cannot hold what a single request needs.
-const ATTEMPTS: usize = 100;
+/// A request of 1 MiB has 128 pages, each of which may have to be brought on its own, and again when it was evicted
+/// or replaced before it was used. More attempts than this mean that the cache cannot hold what one request needs.
+const ATTEMPTS: usize = 1000;
 
 /// How long a writer waits for a capture to make room before it is told that the disk is full.
 const ROOM_LIMIT: Duration = Duration::from_secs(60);

@@ -286,6 +286,18 @@ async fn unlogged_relations_are_captured_at_a_clean_stop_only() {
 }
 
 #[tokio::test]
+async fn pages_that_were_never_written_read_as_zeros_here_and_elsewhere() {
+    let mut bench = bench();
+    let file = bench.create("base/5/16384");
+    bench.directory.extend(&file, 400 * PAGE_BYTES).unwrap();
+    bench.write(&file, 200 * PAGE_BYTES, &page(0)).await;
+    assert_eq!(bench.read(&file).await, vec![0; 400 * PAGE]);
+    let captured = bench.cut_and_capture().await;
+    assert_eq!(captured.pages, 1);
+    assert_eq!(bench.elsewhere(&captured).contents("base/5/16384").await.unwrap(), vec![0; 400 * PAGE]);
+}
+
+#[tokio::test]
 async fn unlogged_relations_may_be_larger_than_the_cache() {
     let mut bench = Bench::over(bench().store, some_manifest(), 1024);
     bench.create("global/pg_control");
