@@ -7,8 +7,8 @@
 //!      └─────────── give back ─────────────┘  the store refused: the pages are dirty again
 //! ```
 //!
-//! A frozen page stays in its slot. Written again, it gets another one and the old slot is *displaced*: out of
-//! the page table, still the cut's. So the capture reads frozen slots without any lock.
+//! A frozen page stays in its slot. Written again, it gets another one and the old slot is *displaced*:
+//! out of the page table, still the cut's. So the capture reads frozen slots without any lock.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The local page cache: one file of 8 KiB slots.
 //!
-//! A page lies in any slot; its file's page table knows which. So a page that a cut has frozen is
-//! never copied when it is written again: the new contents take another slot, and the frozen one stays as it is
+//! A page lies in any slot; its file's page table knows which. So a page that a cut has frozen is never
+//! copied when it is written again: the new contents take another slot, and the frozen one stays as it is
 //! until the capture has uploaded it. Dropping a relation frees slots and touches no other file.
 //!
 //! ```text
@@ -13,9 +13,10 @@
 //! The invariant: **a slot that a page table or a cut refers to is never handed out**. Whoever takes a
 //! slot out of its last place releases it, and nobody else.
 //!
-//! Eviction keeps to the limit. When nothing clean is left, dirty pages may take as much again (the capture that
-//! the pressure asks for needs time); beyond that writers wait. Scratch pages (temporary and unlogged relations) are not
-//! captured, so waiting would make no room for them: they do not count, and are bounded by the disk alone.
+//! Eviction keeps to the limit. When nothing clean is left, dirty pages may take as much again (the
+//! capture that the pressure asks for needs time); beyond that writers wait. Scratch pages (temporary and
+//! unlogged relations) are not captured, so waiting would make no room for them: they do not count, and
+//! are bounded by the disk alone.
 
 use std::fs::File;
 use std::io;
@@ -97,8 +98,7 @@ impl Slots {
 impl PageCache {
     /// Opens the cache file; `keep` keeps its contents, which only a recorded clean stop justifies.
     pub(super) fn open(path: &Path, limit_bytes: u64, keep: bool) -> io::Result<PageCache> {
-        let file =
-            File::options().read(true).write(true).create(true).truncate(!keep).open(path)?;
+        let file = File::options().read(true).write(true).create(true).truncate(!keep).open(path)?;
         let limit = u32::try_from(limit_bytes / PAGE_BYTES)
             .unwrap_or(SLOTS_AT_MOST)
             .clamp(SLOTS_AT_LEAST, SLOTS_AT_MOST / 4);
@@ -149,7 +149,8 @@ impl PageCache {
 
     /// Takes over what lies in the file already, slot by slot, as a recorded clean stop lists it.
     pub(super) fn restore(&self, owners: Vec<Option<Owner>>) {
-        let free = (0..).zip(&owners).filter(|(_, owner)| owner.is_none()).map(|(slot, _)| Slot(slot)).collect();
+        let free =
+            (0..).zip(&owners).filter(|(_, owner)| owner.is_none()).map(|(slot, _)| Slot(slot)).collect();
         *self.slots.lock() = Slots { free, owners, hand: 0, scratch: 0 };
     }
 
