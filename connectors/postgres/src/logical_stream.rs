@@ -17,13 +17,14 @@
 //! server that shuts down waits for us.
 
 use crate::error::{Error, Place, Result};
+use crate::standby_status::standby_status;
 use crate::transport::Transport;
 use crate::wire::{HEADER_BYTES, MAX_MESSAGE_BYTES, Wire, broken, message_length, server_error};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
@@ -39,8 +40,6 @@ const CHUNKS: usize = 16;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The server may first finish sending a transaction; it is not worth waiting longer than this for a good end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// 2000-01-01 in seconds since 1970: where Postgres counts from.
-const POSTGRES_EPOCH_SECONDS: u64 = 946_684_800;
 
 const DOING: &str = "streaming WAL";
 
@@ -354,18 +353,9 @@ impl StreamTask {
         }
     }
 
-    /// A standby status update: written, flushed, applied, the time, and no wish for a reply.
     async fn send_status(&mut self) -> Result<()> {
-        let mut status = BytesMut::with_capacity(34);
-        status.put_u8(b'r');
-        status.put_u64(self.received.max(self.confirmed).0);
-        status.put_u64(self.confirmed.0);
-        status.put_u64(self.confirmed.0);
-        status.put_i64(micros_since_2000());
-        status.put_u8(0);
-        let mut message = BytesMut::new();
-        frontend::CopyData::new(status.freeze()).map_err(|source| self.lost(source))?.write(&mut message);
-        self.write(&message).await
+        let status = standby_status(self.received.max(self.confirmed), self.confirmed);
+        self.write(&status.map_err(|source| self.lost(source))?).await
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -418,12 +408,4 @@ impl StreamTask {
 
 fn leading_lsn(bytes: &[u8]) -> Lsn {
     bytes.first_chunk().map_or(Lsn::ZERO, |bytes| Lsn(u64::from_be_bytes(*bytes)))
-}
-
-fn micros_since_2000() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(POSTGRES_EPOCH_SECONDS))
-        .ok()
-        .and_then(|since| i64::try_from(since.as_micros()).ok())
-        .unwrap_or(0)
 }

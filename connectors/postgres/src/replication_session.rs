@@ -34,8 +34,8 @@ pub struct SystemIdentity {
     pub timeline: u32,
     /// The flushed end of WAL.
     pub xlogpos: Lsn,
-    /// The database of the session.
-    pub dbname: String,
+    /// The database of the session; a physical one has none.
+    pub dbname: Option<String>,
 }
 
 /// How a slot is made.
@@ -144,19 +144,7 @@ impl ReplicationSession {
 
     /// IDENTIFY_SYSTEM.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity> {
-        let rows = self.session.command("IDENTIFY_SYSTEM", "IDENTIFY_SYSTEM").await?;
-        let identity = rows.first().and_then(|row| match row.as_slice() {
-            [Some(system_id), Some(timeline), Some(xlogpos), Some(dbname), ..] => Some(SystemIdentity {
-                system_id: system_id.parse().ok()?,
-                timeline: timeline.parse().ok()?,
-                xlogpos: xlogpos.parse().ok()?,
-                dbname: dbname.clone(),
-            }),
-            _ => None,
-        });
-        identity.ok_or_else(|| {
-            broken(&self.session.place, "an answer to IDENTIFY_SYSTEM that cannot be read".to_owned())
-        })
+        self.session.identify_system().await
     }
 
     /// Makes a slot for pgoutput. The server first waits until every transaction that is older has ended, without a bound:

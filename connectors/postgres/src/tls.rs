@@ -65,7 +65,7 @@ impl FromStr for TlsMode {
 }
 
 /// The TLS settings for one configuration. Files are read at each connection, so a renewed CA needs no restart.
-pub(crate) fn client_config(config: &SourceConfig) -> Result<Arc<ClientConfig>> {
+pub fn client_config(config: &SourceConfig) -> Result<Arc<ClientConfig>> {
     // Named explicitly: with a second provider linked into the binary, rustls would refuse to choose one.
     let provider = Arc::new(ring::default_provider());
     let verifier = ServerCertificateCheck::new(config, &provider)?;

@@ -1,8 +1,9 @@
 //! A session over our own framing: log-in, the house's settings, simple queries.
 //!
 //! ```text
-//!   Transport ── log in ── settings ──┬── ReplicationSession    walsender commands, CopyBoth
-//!                                     └── SnapshotSession       COPY of millions of rows
+//!   Transport ── log in ──┬── settings ──┬── ReplicationSession    walsender commands, CopyBoth
+//!                         │              └── SnapshotSession       COPY of millions of rows
+//!                         └── PhysicalSession     the WAL itself; takes no SQL, so no settings
 //! ```
 //!
 //! tokio-postgres serves everything else. It cannot speak CopyBoth, and it hands every row of a COPY through a
@@ -14,6 +15,7 @@
 use crate::client::SESSION_SETTINGS;
 use crate::error::{Error, Place, Result};
 use crate::object_name::quote_literal;
+use crate::replication_session::SystemIdentity;
 use crate::source_config::SourceConfig;
 use crate::transport::Transport;
 use crate::wire::{Reply, Wire, broken, server_error};
@@ -45,6 +47,8 @@ pub(crate) enum Backend {
     Sql,
     /// A walsender that also runs SQL; they are few (`max_wal_senders`).
     Replication,
+    /// A walsender of no database, as a standby uses it. It runs no SQL.
+    PhysicalReplication,
 }
 
 /// See the module's essay.
@@ -93,7 +97,7 @@ impl WireSession {
         let transport = Transport::open(config).await?;
         let logging_in = match backend {
             Backend::Sql => "logging in",
-            Backend::Replication => "logging in for replication",
+            Backend::Replication | Backend::PhysicalReplication => "logging in for replication",
         };
         let after = config.connect_timeout;
         let private = transport.is_private();
@@ -120,8 +124,10 @@ impl WireSession {
             ("application_name", config.application_name.as_str()),
             ("client_encoding", "UTF8"),
         ];
-        if backend == Backend::Replication {
-            parameters.push(("replication", "database"));
+        match backend {
+            Backend::Sql => {}
+            Backend::Replication => parameters.push(("replication", "database")),
+            Backend::PhysicalReplication => parameters.push(("replication", "true")),
         }
         if let Some(options) = &config.options {
             parameters.push(("options", options));
@@ -137,7 +143,10 @@ impl WireSession {
                 other => return Err(self.unexpected(doing, &other)),
             }
         }
-        self.set_up().await
+        match backend {
+            Backend::Sql | Backend::Replication => self.set_up().await,
+            Backend::PhysicalReplication => Ok(()),
+        }
     }
 
     async fn authenticate(&mut self, private: bool) -> Result<()> {
@@ -246,6 +255,22 @@ impl WireSession {
             Ok(rows) => rows,
             Err(_) => Err(self.timed_out(doing, COMMAND_TIMEOUT)),
         }
+    }
+
+    /// IDENTIFY_SYSTEM.
+    pub(crate) async fn identify_system(&mut self) -> Result<SystemIdentity> {
+        let rows = self.command("IDENTIFY_SYSTEM", "IDENTIFY_SYSTEM").await?;
+        let identity = rows.first().and_then(|row| match row.as_slice() {
+            [Some(system_id), Some(timeline), Some(xlogpos), dbname, ..] => Some(SystemIdentity {
+                system_id: system_id.parse().ok()?,
+                timeline: timeline.parse().ok()?,
+                xlogpos: xlogpos.parse().ok()?,
+                dbname: dbname.clone(),
+            }),
+            _ => None,
+        });
+        identity
+            .ok_or_else(|| broken(&self.place, "an answer to IDENTIFY_SYSTEM that cannot be read".to_owned()))
     }
 
     /// Sends one simple query and reads its rows up to the server's readiness for the next.

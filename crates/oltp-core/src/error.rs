@@ -171,25 +171,11 @@ pub enum CoreError {
         /// What the server said.
         source: tokio_postgres::Error,
     },
-    /// The address of the core's storage cannot be used.
-    #[error(
-        "`{uri}` cannot be the storage of the core: {reason}. Write a file path, file:///… or s3://bucket/prefix"
-    )]
-    StorageAddress {
-        /// The address, without any password in it.
-        uri: String,
-        /// Why not.
-        reason: String,
-    },
-    /// An option that the object store does not know.
-    #[error(
-        "`core.options.{option}` is no option of the store at `{uri}`; see the list in the reference of the configuration"
-    )]
-    StorageOption {
-        /// The storage's address.
-        uri: String,
-        /// The option's name; its value may be a secret.
-        option: String,
+    /// The core's storage cannot be opened.
+    #[error("the storage of the core (`core.storage`) cannot be used")]
+    StorageUnusable {
+        /// What is wrong with its address, options or credentials.
+        source: object_location::LocationError,
     },
     /// The object store does not keep the promise that everything rests on.
     #[error(
@@ -428,6 +414,156 @@ pub enum CoreError {
         directory: PathBuf,
         /// Why not, and what mends it.
         reason: String,
+    },
+    /// The address of a WAL keeper cannot be understood.
+    #[error("`{text}` is no address of a WAL keeper: write unix:PATH or host:port")]
+    KeeperAddress {
+        /// What was written.
+        text: String,
+    },
+    /// A keeper would listen to other machines without protection.
+    #[error(
+        "a WAL keeper at {address} can be reached from other machines, and whoever can write to it decides what a \
+         database's history is: give it a certificate (--tls-cert, --tls-key) and a token (--token-file), or let it \
+         listen on loopback or a Unix socket"
+    )]
+    KeeperUnprotected {
+        /// Where it should have listened.
+        address: String,
+    },
+    /// A keeper cannot listen.
+    #[error(
+        "the WAL keeper cannot listen at {address}; stop the program that does, or choose another address"
+    )]
+    KeeperListen {
+        /// Where.
+        address: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A keeper's certificate or key is of no use.
+    #[error(
+        "`{file}` cannot protect the WAL keeper: {problem}. It should hold a certificate chain or a private key in PEM form"
+    )]
+    KeeperCertificate {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// What a keeper's certificate is checked against is of no use.
+    #[error("no WAL keeper can be believed without its authority's certificate")]
+    KeeperTls {
+        /// Which file, and what is wrong with it.
+        source: Box<postgres_connector::Error>,
+    },
+    /// Two keepers on one directory would both promise.
+    #[error(
+        "another WAL keeper already uses `{directory}`: stop that one, or give this one a directory of its own"
+    )]
+    KeeperDirectoryInUse {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// What a keeper must not forget cannot be read.
+    #[error(
+        "the WAL keeper's file `{path}` cannot be used: {problem}. It holds promises that other machines rely on, so it is \
+         not made anew: put it back from a copy. If there is none, and this is the only keeper, move its folder away; the \
+         database then goes on from the archive, without what was committed in the last moments before"
+    )]
+    KeeperStateDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A keeper, or a proposer from a keeper's side, cannot be reached.
+    #[error(
+        "the connection with the WAL keeper at {keeper} failed while {doing}; see whether it runs and can be reached"
+    )]
+    KeeperUnreachable {
+        /// Its address.
+        keeper: String,
+        /// What was being done.
+        doing: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A keeper does not answer.
+    #[error(
+        "the WAL keeper at {keeper} was silent for {limit:?} while {doing}; look at its disk and the way to it"
+    )]
+    KeeperSilent {
+        /// Its address.
+        keeper: String,
+        /// What was waited for.
+        doing: &'static str,
+        /// How long.
+        limit: Duration,
+    },
+    /// Bytes that are not the protocol's.
+    #[error(
+        "{keeper} does not speak the WAL keepers' protocol as it should: {problem}. Run the same version on both sides"
+    )]
+    KeeperProtocol {
+        /// Its address.
+        keeper: String,
+        /// What it sent.
+        problem: String,
+    },
+    /// A keeper says no.
+    #[error("the WAL keeper at {keeper} refuses: {reason}")]
+    KeeperRefused {
+        /// Its address.
+        keeper: String,
+        /// Why, and what mends it.
+        reason: String,
+    },
+    /// Too few keepers.
+    #[error(
+        "branch {log} needs {wanted} of its {keepers} WAL keepers and does not have them:\n{answers}\nStart those that \
+         are missing; nothing that was acknowledged is lost"
+    )]
+    NoMajority {
+        /// The branch.
+        log: String,
+        /// How many are needed.
+        wanted: usize,
+        /// How many there are.
+        keepers: usize,
+        /// A line for each.
+        answers: String,
+    },
+    /// The session that carries the WAL cannot be had.
+    #[error("no WAL can be streamed from Postgres, so its commits wait")]
+    WalSession {
+        /// Why.
+        source: Box<postgres_connector::Error>,
+    },
+    /// Postgres is not the cluster whose branch this is.
+    #[error(
+        "Postgres is cluster {found}, and branch {log} belongs to cluster {wanted}: it was started on another data directory"
+    )]
+    OtherCluster {
+        /// The branch.
+        log: String,
+        /// The branch's cluster.
+        wanted: u64,
+        /// The server's.
+        found: u64,
+    },
+    /// WAL that somebody needs is nowhere.
+    #[error(
+        "WAL of {log} from {from} to {to} is with none of the keepers that answer and not in the archive. Start the missing \
+         keepers, or restore to a point before"
+    )]
+    WalMissing {
+        /// The branch.
+        log: String,
+        /// The first byte that is missing.
+        from: wal_decoder::Lsn,
+        /// How far it is needed.
+        to: wal_decoder::Lsn,
     },
     /// The file system refused.
     #[error("cannot {action} `{path}`")]

@@ -37,6 +37,7 @@ mod service_user;
 mod settings;
 pub mod storage;
 mod timestamp;
+pub mod wal_keeper;
 
 pub use compute::{Compute, EnsureRunning};
 pub use error::CoreError;

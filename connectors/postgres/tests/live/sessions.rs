@@ -31,7 +31,7 @@ async fn both_kinds_of_session_go_through_a_unix_socket() {
     connect(&config).await.unwrap();
     let mut session = ReplicationSession::connect(&config).await.unwrap();
     let identity = session.identify_system().await.unwrap();
-    assert_eq!(identity.dbname, "postgres");
+    assert_eq!(identity.dbname.as_deref(), Some("postgres"));
     session.close().await.unwrap();
 }
 

@@ -343,7 +343,7 @@ fn shown(path: &str) -> String {
 }
 
 /// LSNs as Postgres prints them.
-pub(crate) mod lsn_text {
+mod lsn_text {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
     use wal_decoder::Lsn;
 

@@ -50,7 +50,6 @@ pub use compaction::Compaction;
 pub use inspection::{BranchInspection, Defect, Inspection, ObjectCount, ProjectInspection};
 pub use layer_format::{LayerDefect, LayerObject, WINDOW_BLOCKS};
 pub use layer_writer::LayerWriter;
-pub(crate) use manifest::lsn_text;
 pub use manifest::{
     BranchState, DirectoryEntry, FileEntry, LayerRef, Manifest, ManifestBody, ManifestHead, ManifestKind,
     ParentPoint, RecoveryTarget, SymlinkEntry, Truncation, WalSpan,

@@ -1,0 +1,500 @@
+//! The keeper's process: who may come in, and what each connection asks of a log.
+//!
+//! ```text
+//!   connection ── hello ──┬── status · promise · read · delete        answered one by one
+//!                         └── begin ── append, append, …              all that has arrived: one write, one sync,
+//!                                      └── flushed                    one answer
+//! ```
+//!
+//! Each log is open once, behind a lock that is only ever taken on a thread for blocking work. A proposer that is
+//! writing is told at once when a higher term has been promised.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use uuid::Uuid;
+use wal_decoder::Lsn;
+
+use super::address::KeeperEndpoint;
+use super::connection::{Duplex, FrameReader, FrameWriter, frames};
+use super::frame::{Answer, Frame, From, MAX_WAL, PROTOCOL, Request};
+use super::keeper_log::{KeeperLog, Refusal};
+use super::log_name::LogName;
+use super::segment_files::SegmentFiles;
+use crate::ids::Term;
+use crate::{CoreError, Result, private_file};
+
+/// Who has not said hello by then is no proposer.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// Each holds a socket and a quarter of a mebibyte at most times.
+const MAX_CONNECTIONS: usize = 4096;
+/// Appends that are written and synced as one, at most.
+const BATCH_BYTES: usize = 8 << 20;
+/// After a failed accept (out of file handles), before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How a keeper is run.
+#[derive(Debug, Clone)]
+pub struct KeeperOptions {
+    /// Its hard state.
+    pub directory: PathBuf,
+    /// Where it listens.
+    pub listen: KeeperEndpoint,
+    /// Certificate chain and private key, in PEM form.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// What proposers have to know.
+    pub token: Option<SecretString>,
+}
+
+/// A keeper that listens.
+pub struct KeeperServer {
+    listener: Listener,
+    shared: Arc<Shared>,
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+struct Shared {
+    directory: PathBuf,
+    keeper: Uuid,
+    tls: Option<TlsAcceptor>,
+    token: Option<SecretString>,
+    logs: tokio::sync::Mutex<HashMap<LogName, Weak<OpenLog>>>,
+    /// Held as long as the process lives: two keepers on one directory would both promise.
+    _claim: File,
+}
+
+struct OpenLog {
+    log: Mutex<KeeperLog>,
+    promised: watch::Sender<Term>,
+}
+
+/// Runs a keeper until `shutdown`.
+///
+/// # Errors
+/// As [`KeeperServer::bind`].
+pub async fn serve(options: KeeperOptions, shutdown: impl Future<Output = ()>) -> Result<()> {
+    KeeperServer::bind(options).await?.run(shutdown).await;
+    Ok(())
+}
+
+impl KeeperServer {
+    /// Takes the directory and the address.
+    ///
+    /// # Errors
+    /// Another keeper has either, the directory or the certificate cannot be used, or the address can be reached from other
+    /// machines and TLS or the token is missing.
+    pub async fn bind(options: KeeperOptions) -> Result<KeeperServer> {
+        let KeeperOptions { directory, listen, tls, token } = options;
+        if !listen.is_local() && (tls.is_none() || token.is_none()) {
+            return Err(CoreError::KeeperUnprotected { address: listen.to_string() });
+        }
+        private_file::create_directory(&directory, 0o700)?;
+        let claim = claim(&directory)?;
+        let keeper = identity(&directory)?;
+        let tls = tls.map(|(certificate, key)| acceptor(&certificate, &key)).transpose()?;
+        let listener = Listener::bind(&listen).await?;
+        tracing::info!(%keeper, address = %listen, "the WAL keeper listens");
+        let logs = tokio::sync::Mutex::default();
+        let shared = Shared { directory, keeper, tls, token, logs, _claim: claim };
+        Ok(KeeperServer { listener, shared: Arc::new(shared) })
+    }
+
+    /// Its identity, drawn when its directory was made.
+    pub fn identity(&self) -> Uuid {
+        self.shared.keeper
+    }
+
+    /// The TCP address it listens on, if it is one.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            Listener::Unix(_) => None,
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
+    /// Serves until `shutdown`. What was acknowledged is on disk, so there is nothing to do at the end.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let KeeperServer { listener, shared } = self;
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            // Beyond the bound a connection is closed: proposers come again.
+            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+            let shared = Arc::clone(&shared);
+            connections.spawn(async move {
+                if let Err(error) = shared.serve(stream).await {
+                    tracing::info!(error = &error as &dyn std::error::Error, "a proposer's connection ended");
+                }
+                drop(permit);
+            });
+        }
+    }
+}
+
+impl Listener {
+    async fn bind(endpoint: &KeeperEndpoint) -> Result<Listener> {
+        let taken = |source| CoreError::KeeperListen { address: endpoint.to_string(), source };
+        match endpoint {
+            KeeperEndpoint::Unix(path) => {
+                // Whoever left it is gone: the directory's claim is ours.
+                if let Err(error) = std::fs::remove_file(path)
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    return Err(taken(error));
+                }
+                let listener = UnixListener::bind(path).map_err(taken)?;
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+                std::fs::set_permissions(path, mode).map_err(taken)?;
+                Ok(Listener::Unix(listener))
+            }
+            KeeperEndpoint::Tcp(host, port) => {
+                Ok(Listener::Tcp(TcpListener::bind((host.as_str(), *port)).await.map_err(taken)?))
+            }
+        }
+    }
+
+    async fn accept(&self) -> std::io::Result<(Box<dyn Duplex>, Option<IpAddr>)> {
+        match self {
+            Listener::Unix(listener) => {
+                listener.accept().await.map(|(stream, _)| (Box::new(stream) as Box<dyn Duplex>, None))
+            }
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Box::new(stream), Some(peer.ip())))
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn serve(&self, (stream, peer): (Box<dyn Duplex>, Option<IpAddr>)) -> Result<()> {
+        let place =
+            peer.map_or_else(|| "a local proposer".to_owned(), |peer| format!("the proposer at {peer}"));
+        let welcome = async {
+            let stream: Box<dyn Duplex> = match (&self.tls, peer) {
+                (Some(tls), Some(_)) => {
+                    Box::new(tls.accept(stream).await.map_err(|source| CoreError::KeeperUnreachable {
+                        keeper: place.clone(),
+                        doing: "agreeing on TLS with it",
+                        source,
+                    })?)
+                }
+                _ => stream,
+            };
+            let (mut reader, mut writer) = frames(stream, From::Proposer, &place);
+            let let_in = match reader.expect().await? {
+                Frame::Request(Request::Hello { protocol, token }) => self.let_in(protocol, token),
+                _ => Err("it did not say hello".to_owned()),
+            };
+            let answer = match &let_in {
+                Ok(()) => {
+                    Answer::Welcome { keeper: self.keeper, version: env!("CARGO_PKG_VERSION").to_owned() }
+                }
+                Err(problem) => Answer::Refused(Refusal::Failed { problem: problem.clone() }),
+            };
+            writer.send(&Frame::Answer(answer)).await?;
+            match let_in {
+                Ok(()) => Ok((reader, writer)),
+                Err(problem) => Err(CoreError::KeeperProtocol { keeper: place.clone(), problem }),
+            }
+        };
+        let welcomed = timeout(HELLO_LIMIT, welcome).await.map_err(|_| CoreError::KeeperSilent {
+            keeper: place.clone(),
+            doing: "waiting for its hello",
+            limit: HELLO_LIMIT,
+        })?;
+        let (mut reader, mut writer) = welcomed?;
+        while let Some(frame) = reader.next().await? {
+            let Frame::Request(request) = frame else {
+                let problem = "WAL before its term had begun".to_owned();
+                return Err(CoreError::KeeperProtocol { keeper: place, problem });
+            };
+            self.answer(request, &mut reader, &mut writer).await?;
+        }
+        Ok(())
+    }
+
+    fn let_in(&self, protocol: u32, token: Option<String>) -> Result<(), String> {
+        if protocol != PROTOCOL {
+            return Err(format!(
+                "this keeper speaks protocol {PROTOCOL}, not {protocol}: run the same version"
+            ));
+        }
+        let Some(wanted) = &self.token else { return Ok(()) };
+        let token = SecretString::from(token.unwrap_or_default());
+        if bool::from(wanted.expose_secret().as_bytes().ct_eq(token.expose_secret().as_bytes())) {
+            Ok(())
+        } else {
+            Err("the token is not this keeper's; compare the token files on both sides".to_owned())
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: Request,
+        reader: &mut FrameReader,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
+        let answer = match request {
+            Request::Hello { .. } => Answer::Welcome { keeper: self.keeper, version: String::new() },
+            Request::Status(name) => self.on_log(&name, |log| Ok(Answer::Log(log.status()))).await,
+            Request::Promise { log, term, candidate } => {
+                self.on_log(&log, move |log| log.promise(term, candidate).map(Answer::Log)).await
+            }
+            Request::Read { log, from, to } => return self.send_wal(&log, from, to, writer).await,
+            Request::Delete(name) => match self.delete(&name).await {
+                Ok(()) => Answer::Done,
+                Err(error) => Answer::Refused(error.into()),
+            },
+            Request::Begin { log, begin } => {
+                let term = begin.term;
+                let opened = match self.open(&log).await {
+                    Ok(opened) => opened,
+                    Err(error) => return writer.send(&Frame::Answer(Answer::Refused(error.into()))).await,
+                };
+                return match on_disk(&opened, move |log| log.begin(&begin)).await {
+                    Ok(flushed) => {
+                        writer.send(&Frame::Answer(Answer::Begun { flushed })).await?;
+                        receive_wal(&opened, term, reader, writer).await
+                    }
+                    Err(refusal) => writer.send(&Frame::Answer(Answer::Refused(refusal))).await,
+                };
+            }
+        };
+        writer.send(&Frame::Answer(answer)).await
+    }
+
+    /// The log of that name, which is opened when nobody has it open.
+    async fn open(&self, name: &LogName) -> Result<Arc<OpenLog>> {
+        let mut logs = self.logs.lock().await;
+        if let Some(open) = logs.get(name).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let directory = name.directory(&self.directory);
+        let log = blocking(move || KeeperLog::open(&directory)).await??;
+        let promised = watch::Sender::new(log.promised());
+        let open = Arc::new(OpenLog { log: Mutex::new(log), promised });
+        logs.retain(|_, open| open.strong_count() > 0);
+        logs.insert(name.clone(), Arc::downgrade(&open));
+        Ok(open)
+    }
+
+    async fn on_log(
+        &self,
+        name: &LogName,
+        work: impl FnOnce(&mut KeeperLog) -> Result<Answer, Refusal> + Send + 'static,
+    ) -> Answer {
+        let open = match self.open(name).await {
+            Ok(open) => open,
+            Err(error) => return Answer::Refused(error.into()),
+        };
+        on_disk(&open, work).await.unwrap_or_else(Answer::Refused)
+    }
+
+    async fn send_wal(&self, name: &LogName, from: Lsn, to: Lsn, writer: &mut FrameWriter) -> Result<()> {
+        let open = match self.open(name).await {
+            Ok(open) => open,
+            Err(error) => return writer.send(&Frame::Answer(Answer::Refused(error.into()))).await,
+        };
+        let mut at = from;
+        let last = loop {
+            match on_disk(&open, move |log| log.read(at, to)).await {
+                Ok(wal) if wal.is_empty() => break Answer::Done,
+                Ok(wal) => {
+                    let wal = Bytes::from(wal);
+                    let next = Lsn(at.0.saturating_add(wal.len() as u64));
+                    writer.send(&Frame::Wal { at, wal }).await?;
+                    at = next;
+                }
+                Err(refusal) => break Answer::Refused(refusal),
+            }
+        };
+        writer.send(&Frame::Answer(last)).await
+    }
+
+    /// Removes a log. A proposer that writes it still has it open, and loses what it writes from here on.
+    async fn delete(&self, name: &LogName) -> Result<()> {
+        let mut logs = self.logs.lock().await;
+        logs.remove(name);
+        let directory = name.directory(&self.directory);
+        blocking(move || match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(CoreError::io("remove the log", &directory)(error))
+            }
+            _ => Ok(()),
+        })
+        .await?
+    }
+}
+
+/// A proposer has begun: takes its WAL until it goes or is fenced.
+async fn receive_wal(
+    open: &Arc<OpenLog>,
+    term: Term,
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+) -> Result<()> {
+    let mut promised = open.promised.subscribe();
+    loop {
+        let first = tokio::select! {
+            frame = reader.next() => match frame? {
+                Some(frame) => frame,
+                None => return Ok(()),
+            },
+            promised = above(&mut promised, term) => {
+                let refusal = Refusal::StaleTerm { promised };
+                return writer.send(&Frame::Answer(Answer::Refused(refusal))).await;
+            }
+        };
+        let mut batch = vec![first];
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES
+            && let Some(frame) = reader.try_next()?
+        {
+            bytes += MAX_WAL;
+            batch.push(frame);
+        }
+        let flushed = on_disk(open, move |log| append_all(log, batch)).await;
+        match flushed {
+            Ok((flushed, next_segment)) => {
+                writer.send(&Frame::Flushed(flushed)).await?;
+                if let Some((directory, segment)) = next_segment {
+                    // Ahead of time, so that no commit waits for it. Failing is for the append that will need it.
+                    drop(tokio::task::spawn_blocking(move || SegmentFiles::new(&directory).prepare(segment)));
+                }
+            }
+            Err(refusal) => return writer.send(&Frame::Answer(Answer::Refused(refusal))).await,
+        }
+    }
+}
+
+/// Waits for a promise of a higher term.
+async fn above(promised: &mut watch::Receiver<Term>, term: Term) -> Term {
+    // The sender lives in the log, which the caller holds.
+    promised.wait_for(|promised| *promised > term).await.map_or(term, |promised| *promised)
+}
+
+/// Writes and syncs a batch; the new end, and the segment that should be made ahead of time.
+fn append_all(log: &mut KeeperLog, batch: Vec<Frame>) -> Result<(Lsn, Option<(PathBuf, u64)>), Refusal> {
+    let append = || {
+        let mut safe = Lsn::ZERO;
+        for frame in batch {
+            let Frame::Append { term, at, archived, wal } = frame else {
+                let problem = "something else than WAL came after its term had begun".to_owned();
+                return Err(Refusal::Failed { problem });
+            };
+            log.append(term, at, &wal)?;
+            safe = safe.max(archived);
+        }
+        log.sync()?;
+        log.trim(safe)?;
+        Ok(())
+    };
+    match append() {
+        Ok(()) => {
+            let next = log.next_segment().map(|segment| (log.directory().to_owned(), segment));
+            Ok((log.flushed(), next))
+        }
+        Err(refusal) => {
+            log.forget_unflushed();
+            Err(refusal)
+        }
+    }
+}
+
+async fn on_disk<T: Send + 'static>(
+    open: &Arc<OpenLog>,
+    work: impl FnOnce(&mut KeeperLog) -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let open = Arc::clone(open);
+    let done = blocking(move || {
+        // A thread that died with the lock left the log as it was after its last answer, or not yet answered.
+        let mut log = open.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let done = work(&mut log);
+        let promised = log.promised();
+        open.promised.send_if_modified(|known| std::mem::replace(known, promised) != promised);
+        done
+    });
+    done.await?
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        CoreError::io("work on the disk for", "the WAL keeper")(std::io::Error::other(error))
+    })
+}
+
+fn claim(directory: &Path) -> Result<File> {
+    let path = directory.join("claim");
+    let file = File::create(&path).map_err(CoreError::io("create", &path))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(CoreError::KeeperDirectoryInUse { directory: directory.to_owned() })
+        }
+        Err(error) => Err(CoreError::io("lock", path)(error.into())),
+    }
+}
+
+/// The keeper's identity, drawn at the first start.
+fn identity(directory: &Path) -> Result<Uuid> {
+    let path = directory.join("keeper-id");
+    match private_file::read(&path)? {
+        Some(text) => text
+            .parse()
+            .map_err(|_| CoreError::KeeperStateDamaged { path, problem: "it is no UUID".to_owned() }),
+        None => {
+            let keeper = Uuid::new_v4();
+            private_file::write(&path, &format!("{keeper}\n"))?;
+            Ok(keeper)
+        }
+    }
+}
+
+fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor> {
+    let unusable =
+        |file: &Path, problem: String| CoreError::KeeperCertificate { file: file.to_owned(), problem };
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| unusable(certificate, error.to_string()))?;
+    let private_key = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private_key))
+        .map_err(|error| unusable(certificate, error.to_string()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
