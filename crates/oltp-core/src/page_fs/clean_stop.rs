@@ -1,9 +1,9 @@
 //! The record of a clean stop: what of the local page cache the next mount may believe.
 //!
-//! Local page state is a cache. Whatever ends without this record (a crash of anything, a stop before its manifest was
-//! published) leaves a cache that is thrown away. The record is taken out before the mount changes the first page,
-//! so it is there only while it is true; and it names the manifest that was published at the stop, so a
-//! cache that another machine has overtaken is not believed either.
+//! Local page state is a cache. Whatever ends without this record (a crash of anything, a stop before its
+//! manifest was published) leaves a cache that is thrown away. The record is taken out before the mount
+//! changes the first page, so it is there only while it is true; and it names the manifest that was
+//! published at the stop, so a cache that another machine has overtaken is not believed either.
 //!
 //! ```text
 //!   8 bytes  "TWCLEAN1"
@@ -96,7 +96,11 @@ mod tests {
     fn encoded(head: &ManifestHead) -> (Vec<u8>, Slots) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clean_stop");
-        let slots = vec![Some(PageKey { file: FileId(7), block: 3 }), None, Some(PageKey { file: FileId(7), block: 0 })];
+        let slots = vec![
+            Some(PageKey { file: FileId(7), block: 3 }),
+            None,
+            Some(PageKey { file: FileId(7), block: 0 }),
+        ];
         write(&path, head, &slots).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(take(&path, head).unwrap(), Some(slots.clone()));

@@ -1,7 +1,7 @@
 //! The data directory as a value: names, files and the gate, without FUSE.
 //!
-//! The order of locks, for every operation: the gate, then the tree or the list of files, then one file, then
-//! the cache's slots. Nothing waits for the store or for room while it holds any of them.
+//! The order of locks, for every operation: the gate, then the tree or the list of files, then one file,
+//! then the cache's slots. Nothing waits for the store or for room while it holds any of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -125,7 +125,13 @@ impl DataDirectory {
             // An open file that has no name any more still has attributes.
             let mode = self.tree.read().node(ino).map_or(0o600, |node| node.mode);
             let state = file.read();
-            return Ok(Attributes { ino, kind: NodeKind::File, mode, size: state.size, modified: state.modified });
+            return Ok(Attributes {
+                ino,
+                kind: NodeKind::File,
+                mode,
+                size: state.size,
+                modified: state.modified,
+            });
         }
         let tree = self.tree.read();
         let node = tree.node(ino)?;
@@ -161,8 +167,13 @@ impl DataDirectory {
         let role = FileRole::of(&tree.path_in(parent, checked(name)?)?);
         let id = self.draw_id();
         let file = File::empty(id, role);
-        let change =
-            Change::Add { parent, name: name.into(), ino: file.ino, kind: Kind::File(id), mode: mode & 0o7777 };
+        let change = Change::Add {
+            parent,
+            name: name.into(),
+            ino: file.ino,
+            kind: Kind::File(id),
+            mode: mode & 0o7777,
+        };
         tree.apply(&change)?;
         passage.note(change);
         self.files.write().insert(file.ino, Arc::clone(&file));
@@ -216,15 +227,21 @@ impl DataDirectory {
         Ok(())
     }
 
-    pub(super) fn rename(&self, from: Ino, name: &str, to: Ino, new_name: &str, replace: bool) -> Result<(), Errno> {
+    pub(super) fn rename(
+        &self,
+        from: Ino,
+        name: &str,
+        to: Ino,
+        new_name: &str,
+        replace: bool,
+    ) -> Result<(), Errno> {
         let passage = self.gate.pass();
         let mut tree = self.tree.write();
         if !replace && tree.lookup(to, new_name).is_ok() {
             return Err(Errno::EXIST);
         }
         let moved = tree.lookup(from, name)?;
-        let change =
-            Change::Rename { from, name: name.into(), to, new_name: checked(new_name)?.into() };
+        let change = Change::Rename { from, name: name.into(), to, new_name: checked(new_name)?.into() };
         let unlinked = tree.apply(&change)?;
         passage.note(change);
         self.assign_roles(&passage, &tree, moved)?;
@@ -235,7 +252,8 @@ impl DataDirectory {
         Ok(())
     }
 
-    /// A file under another name may be of another kind: a temporary one that becomes permanent is captured.
+    /// A file under another name may be of another kind: a temporary one that becomes permanent is
+    /// captured.
     fn assign_roles(&self, passage: &Passage<'_>, tree: &Tree, moved: Ino) -> Result<(), Errno> {
         let mut open = vec![moved];
         while let Some(ino) = open.pop() {
@@ -329,7 +347,9 @@ impl DataDirectory {
 
     /// Tells whoever makes the cuts when one is due because of the dirty pages.
     pub(super) fn weigh(&self) {
-        let high = self.gate.dirty_pages() * 2 > u64::from(self.cache.limit());
+        // Scratch pages stay dirty: a cut would not help.
+        let counted = self.gate.dirty_pages().saturating_sub(self.cache.scratch());
+        let high = counted * 2 > u64::from(self.cache.limit());
         self.pressure.send_if_modified(|now| std::mem::replace(now, high) != high);
     }
 

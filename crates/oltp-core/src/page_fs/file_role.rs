@@ -54,8 +54,8 @@ pub(super) struct Relation<'a> {
     pub(super) number: &'a str,
 }
 
-/// Takes a path such as `base/5/16384_fsm.1` apart, into the relation and whether this is its init fork, the one
-/// that an unlogged relation is reset to; nothing for what is no relation.
+/// Takes a path such as `base/5/16384_fsm.1` apart, into the relation and whether this is its init fork,
+/// the one that an unlogged relation is reset to; nothing for what is no relation.
 pub(super) fn relation(path: &str) -> Option<(Relation<'_>, bool)> {
     RelationFile::of(path)?;
     let (directory, name) = path.rsplit_once('/')?;
@@ -93,7 +93,9 @@ mod tests {
     #[test]
     fn all_forks_and_segments_of_a_relation_name_it() {
         let main = relation("base/5/16384").unwrap().0;
-        for (path, init) in [("base/5/16384.12", false), ("base/5/16384_fsm.1", false), ("base/5/16384_init", true)] {
+        for (path, init) in
+            [("base/5/16384.12", false), ("base/5/16384_fsm.1", false), ("base/5/16384_init", true)]
+        {
             assert_eq!(relation(path), Some((main, init)), "{path}");
         }
         assert_ne!(relation("base/6/16384").unwrap().0, main);

@@ -1,12 +1,13 @@
 //! The kernel's requests, answered.
 //!
-//! The mount is the only way to the files, so the kernel may believe for ever what it once learned: names,
-//! missing names, attributes and pages. It is told to open files without asking (`ENOSYS` to the first
-//! `open` means that), to keep pages over an open, and not to hold writes back: what a `write` call returned
-//! from has been here.
+//! The mount is the only way to the files, so the kernel may believe for ever what it once learned:
+//! names, missing names, attributes and pages. It is told to open files without asking (`ENOSYS` to the
+//! first `open` means that), to keep pages over an open, and not to hold writes back: what a `write` call
+//! returned from has been here.
 //!
-//! A request that can be answered from memory and the local disk is answered on the thread that took it. One that needs the
-//! store, or room in a cache full of dirty pages, goes on as a task; the thread is free for the next.
+//! A request that can be answered from memory and the local disk is answered on the thread that took it.
+//! One that needs the store, or room in a cache full of dirty pages, goes on as a task; the thread is
+//! free for the next.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -18,9 +19,9 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -37,7 +38,8 @@ const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Postgres reads and writes up to 1 MiB at once (`io_combine_limit`).
 const LARGEST_REQUEST: u32 = 1 << 20;
 
-/// Readahead requests of the kernel that may be under way: enough for several scans that wait for the store.
+/// Readahead requests of the kernel that may be under way: enough for several scans that wait for the
+/// store.
 const REQUESTS_AHEAD: u16 = 64;
 
 /// What Linux's `linux/falloc.h` calls these.
@@ -121,10 +123,8 @@ impl PageFilesystem {
                 let answering = Arc::clone(&self.answering);
                 self.answering.runtime.spawn(async move {
                     let directory = Arc::clone(&answering.directory);
-                    let done = answering
-                        .fetcher
-                        .complete(&directory, &file, || operation(&directory, &file))
-                        .await;
+                    let done =
+                        answering.fetcher.complete(&directory, &file, || operation(&directory, &file)).await;
                     send(reply, done.map_err(errno));
                 });
             }
@@ -164,9 +164,13 @@ fn send_empty(reply: ReplyEmpty, done: Result<(), Errno>) {
 
 impl Filesystem for PageFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Without these the kernel drops a file's pages whenever its size changes, and asks before every open.
-        for wish in [InitFlags::FUSE_EXPLICIT_INVAL_DATA, InitFlags::FUSE_NO_OPEN_SUPPORT, InitFlags::FUSE_PARALLEL_DIROPS]
-        {
+        // Without these the kernel drops a file's pages whenever its size changes, and asks before every
+        // open.
+        for wish in [
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+        ] {
             if let Err(lacking) = config.add_capabilities(wish) {
                 tracing::debug!(?lacking, "this kernel's FUSE is older; the page filesystem works without");
             }
@@ -309,9 +313,7 @@ impl Filesystem for PageFilesystem {
         }
         let done = utf8(name).and_then(|name| {
             let new_name = utf8(new_name)?;
-            self.directory()
-                .rename(Ino(parent.0), name, Ino(new_parent.0), new_name, replace)
-                .map_err(errno)
+            self.directory().rename(Ino(parent.0), name, Ino(new_parent.0), new_name, replace).map_err(errno)
         });
         send_empty(reply, done);
     }
@@ -334,14 +336,19 @@ impl Filesystem for PageFilesystem {
         _: i32,
         reply: ReplyCreate,
     ) {
-        let made = utf8(name).and_then(|name| {
-            self.directory().create_file(Ino(parent.0), name, mode & !umask).map_err(errno)
-        });
+        let made = utf8(name)
+            .and_then(|name| self.directory().create_file(Ino(parent.0), name, mode & !umask).map_err(errno));
         match made.and_then(|file| self.directory().attributes(file.ino).map_err(errno)) {
             Ok(attributes) => {
                 self.directory().remember(attributes.ino);
                 let attributes = self.answering.attributes(&attributes);
-                reply.created(&FOR_EVER, &attributes, Generation(0), FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+                reply.created(
+                    &FOR_EVER,
+                    &attributes,
+                    Generation(0),
+                    FileHandle(0),
+                    FopenFlags::FOPEN_KEEP_CACHE,
+                );
             }
             Err(error) => reply.error(error),
         }
@@ -362,9 +369,8 @@ impl Filesystem for PageFilesystem {
         if mode & FORMAT != REGULAR {
             return reply.error(Errno::EPERM); // no sockets, pipes or devices in a data directory
         }
-        let made = utf8(name).and_then(|name| {
-            self.directory().create_file(Ino(parent.0), name, mode & !umask).map_err(errno)
-        });
+        let made = utf8(name)
+            .and_then(|name| self.directory().create_file(Ino(parent.0), name, mode & !umask).map_err(errno));
         match made {
             Ok(file) => self.entry(reply, self.directory().attributes(file.ino)),
             Err(error) => reply.error(error),
@@ -431,7 +437,8 @@ impl Filesystem for PageFilesystem {
         reply.error(Errno::ENOSYS); // nothing is held back that a close would have to bring
     }
 
-    /// Durability comes from the keepers and the store, so there is nothing to flush; but a cache that failed says so.
+    /// Durability comes from the keepers and the store, so there is nothing to flush; but a cache that
+    /// failed says so.
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let sound = if self.directory().has_failed() { Err(Errno::EIO) } else { Ok(()) };
         send_empty(reply, sound);
@@ -522,7 +529,8 @@ impl Filesystem for PageFilesystem {
         self.answer(ino, reply, operation, send_empty);
     }
 
-    // The rest is answered as "no such function", which the kernel takes as leave to do without and not to ask again.
+    // The rest is answered as "no such function", which the kernel takes as leave to do without and not
+    // to ask again.
 
     fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);

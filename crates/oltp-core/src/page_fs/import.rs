@@ -1,9 +1,9 @@
 //! A cluster in an ordinary directory, brought into the store.
 //!
-//! A fresh cluster goes in whole. One that was materialised from a manifest goes in by difference: files that still
-//! carry the manifest's time and size were not written; of the others, each page is compared with what
-//! the store has. Either way the cluster has to be stopped cleanly: nothing here sees Postgres's writes, and a
-//! directory copied while it runs is no moment of it.
+//! A fresh cluster goes in whole. One that was materialised from a manifest goes in by difference: files
+//! that still carry the manifest's time and size were not written; of the others, each page is compared
+//! with what the store has. Either way the cluster has to be stopped cleanly: nothing here sees
+//! Postgres's writes, and a directory copied while it runs is no moment of it.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -20,8 +20,8 @@ use super::file_role::{self, FileRole};
 use super::page_cache::{PAGE, PAGE_BYTES};
 use crate::ids::{BranchId, FileId, LayerSequence, PageKey, ProjectName, Term};
 use crate::page_store::{
-    DirectoryEntry, FileEntry, LayerWriter, Manifest, ManifestBody, ManifestView, Page, PageStore, SymlinkEntry,
-    Truncation,
+    DirectoryEntry, FileEntry, LayerWriter, Manifest, ManifestBody, ManifestView, Page, PageStore,
+    SymlinkEntry, Truncation,
 };
 use crate::{CoreError, Result};
 
@@ -31,12 +31,12 @@ const CHUNK: u32 = 256;
 /// Deeper than any data directory is.
 const DEPTH_LIMIT: usize = 16;
 
-/// Brings the stopped cluster in `directory` into the store, as a body whose `wal` is the caller's to fill in. With
-/// `base`, the manifest that the directory was materialised from, only what differs.
+/// Brings the stopped cluster in `directory` into the store, as a body whose `wal` is the caller's to
+/// fill in. With `base`, the manifest that the directory was materialised from, only what differs.
 ///
 /// # Errors
-/// The cluster was not shut down cleanly, has no data checksums, another block size or tablespaces; a page is
-/// damaged; the store or the disk failed.
+/// The cluster was not shut down cleanly, has no data checksums, another block size or tablespaces; a
+/// page is damaged; the store or the disk failed.
 pub async fn import_cluster(
     store: &PageStore,
     project: &ProjectName,
@@ -46,12 +46,14 @@ pub async fn import_cluster(
     base: Option<&Arc<Manifest>>,
 ) -> Result<Captured> {
     let root = directory.to_owned();
-    let (control, found) = blocking(directory, move || Ok((ControlFile::read(&root)?, survey(&root)?))).await?;
+    let (control, found) =
+        blocking(directory, move || Ok((ControlFile::read(&root)?, survey(&root)?))).await?;
     let sequence = base.map_or(LayerSequence(1), |base| base.body.next_layer_sequence);
     let mut next_id = base.map_or(FileId(1), |base| base.body.next_file_id);
     let known: HashMap<&str, &FileEntry> =
         base.iter().flat_map(|base| &base.body.files).map(|file| (file.path.as_str(), file)).collect();
-    let mut files: Vec<ImportedFile> = found.files.iter().map(|file| file.with_id(&known, &mut next_id)).collect();
+    let mut files: Vec<ImportedFile> =
+        found.files.iter().map(|file| file.with_id(&known, &mut next_id)).collect();
     files.sort_by_key(|file| file.entry.id);
 
     let stamped = base.map(|base| SystemTime::from(base.head.published_at));
@@ -283,8 +285,8 @@ fn not_importable(directory: &Path, reason: String) -> CoreError {
     CoreError::NotImportable { directory: directory.to_owned(), reason }
 }
 
-/// What of `global/pg_control` decides whether a cluster can come in (`catalog/pg_control.h`, the same places in
-/// PostgreSQL 17 and 18).
+/// What of `global/pg_control` decides whether a cluster can come in (`catalog/pg_control.h`, the same
+/// places in PostgreSQL 17 and 18).
 struct ControlFile {
     system_identifier: u64,
     bytes: Bytes,
@@ -294,11 +296,18 @@ impl ControlFile {
     fn read(root: &Path) -> Result<ControlFile> {
         let path = root.join(file_role::PG_CONTROL);
         let bytes = std::fs::read(&path).map_err(CoreError::io("read", &path))?;
-        let number = |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk::<4>).map(|n| u32::from_le_bytes(*n));
+        let number =
+            |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk::<4>).map(|n| u32::from_le_bytes(*n));
         let system_identifier = bytes.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
         let refused = |reason: String| Err(not_importable(root, reason));
-        let (Some(system_identifier), Some(version), Some(state), Some(block), Some(segment), Some(checksums)) =
-            (system_identifier, number(8), number(16), number(216), number(220), number(252))
+        let (
+            Some(system_identifier),
+            Some(version),
+            Some(state),
+            Some(block),
+            Some(segment),
+            Some(checksums),
+        ) = (system_identifier, number(8), number(16), number(216), number(220), number(252))
         else {
             return refused("its control file is cut short".to_owned());
         };

@@ -1,7 +1,7 @@
 //! `mount: copy`: a manifest as an ordinary directory, for machines without FUSE.
 //!
-//! Everything is fetched first, verified on the way. Each file gets the manifest's time, so that the import at the next
-//! clean stop knows by time and size what was not written in between.
+//! Everything is fetched first, verified on the way. Each file gets the manifest's time, so that the
+//! import at the next clean stop knows by time and size what was not written in between.
 
 use std::fs::{File, FileTimes, Permissions};
 use std::io::ErrorKind;
@@ -28,8 +28,8 @@ const FILES_AT_ONCE: usize = 8;
 /// Pages of one range read: 2 MiB.
 const PAGES_AT_ONCE: u32 = 256;
 
-/// Writes the data directory of a manifest into `directory`, which is empty or missing, with `pg_wal` a link to
-/// `wal_directory`.
+/// Writes the data directory of a manifest into `directory`, which is empty or missing, with `pg_wal` a
+/// link to `wal_directory`.
 ///
 /// # Errors
 /// Something lies there already, the store or the disk failed, or a page is damaged.
@@ -42,7 +42,9 @@ pub async fn materialise(
 ) -> Result<()> {
     let root = directory.to_owned();
     let (layout, wal, user) = (Arc::clone(manifest), wal_directory.to_owned(), owner.clone());
-    tokio::task::spawn_blocking(move || lay_out(&layout, &root, &wal, &user)).await.map_err(ended(directory))??;
+    tokio::task::spawn_blocking(move || lay_out(&layout, &root, &wal, &user))
+        .await
+        .map_err(ended(directory))??;
 
     let clean = is_clean(&manifest.head.kind);
     let mut next_id = manifest.body.next_file_id;
@@ -66,7 +68,8 @@ pub async fn materialise(
     Ok(())
 }
 
-/// Gives every file of a materialised directory the time of `manifest`, which was just made of it by import.
+/// Gives every file of a materialised directory the time of `manifest`, which was just made of it by
+/// import.
 ///
 /// # Errors
 /// A file of the manifest is not there.
@@ -74,7 +77,9 @@ pub fn stamp(directory: &Path, manifest: &Manifest) -> Result<()> {
     let times = FileTimes::new().set_modified(manifest.head.published_at.into());
     for entry in &manifest.body.files {
         let path = directory.join(&entry.path);
-        File::open(&path).and_then(|file| file.set_times(times)).map_err(CoreError::io("set the time of", &path))?;
+        File::open(&path)
+            .and_then(|file| file.set_times(times))
+            .map_err(CoreError::io("set the time of", &path))?;
     }
     Ok(())
 }
@@ -84,7 +89,8 @@ fn ended(directory: &Path) -> impl FnOnce(tokio::task::JoinError) -> CoreError +
     move |ended| CoreError::io("fill", directory)(std::io::Error::other(ended))
 }
 
-/// Directories and links; an old page file must not survive below a new directory, so the place has to be empty.
+/// Directories and links; an old page file must not survive below a new directory, so the place has to be
+/// empty.
 fn lay_out(manifest: &Manifest, root: &Path, wal: &Path, owner: &ServiceUser) -> Result<()> {
     match std::fs::create_dir_all(root).and_then(|()| std::fs::read_dir(root)) {
         Ok(mut entries) => {
@@ -100,7 +106,8 @@ fn lay_out(manifest: &Manifest, root: &Path, wal: &Path, owner: &ServiceUser) ->
         std::fs::create_dir(&path).map_err(CoreError::io("make the directory", &path))?;
         make_own(&path, entry.mode, owner)?;
     }
-    let links = manifest.body.symlinks.iter().map(|link| (root.join(&link.path), PathBuf::from(&link.target)));
+    let links =
+        manifest.body.symlinks.iter().map(|link| (root.join(&link.path), PathBuf::from(&link.target)));
     for (path, target) in links.chain([(root.join(file_role::WAL_LINK), wal.to_owned())]) {
         symlink(target, &path).map_err(CoreError::io("link", &path))?;
     }
@@ -108,7 +115,8 @@ fn lay_out(manifest: &Manifest, root: &Path, wal: &Path, owner: &ServiceUser) ->
 }
 
 fn make_own(path: &Path, mode: u32, owner: &ServiceUser) -> Result<()> {
-    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(CoreError::io("set the mode of", path))?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(CoreError::io("set the mode of", path))?;
     owner.own(path)
 }
 
@@ -129,7 +137,8 @@ async fn write_file(
         let mut next = block + 1;
         for (found, page) in &pages {
             let start = u64::from(*found) * PAGE_BYTES;
-            let length = usize::try_from(entry.size.saturating_sub(start).min(PAGE_BYTES)).unwrap_or_default();
+            let length =
+                usize::try_from(entry.size.saturating_sub(start).min(PAGE_BYTES)).unwrap_or_default();
             let bytes = page.bytes().get(..length).unwrap_or_default();
             file.write_all_at(bytes, start).map_err(CoreError::io("write", &path))?;
             // Others may be missing in between: they are asked for one by one.

@@ -95,7 +95,17 @@ impl Cluster {
         let (data, wal) = (self.own_directory(plain), self.own_directory(wal));
         let mut initdb = self.program("initdb");
         initdb.arg("-D").arg(&data).arg("-X").arg(&wal);
-        initdb.args(["-U", "postgres", "-A", "trust", "--no-instructions", "--no-sync", "--locale=C", "-E", "UTF8"]);
+        initdb.args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-instructions",
+            "--no-sync",
+            "--locale=C",
+            "-E",
+            "UTF8",
+        ]);
         self.run(&mut initdb).await;
         (data, wal)
     }
@@ -104,7 +114,8 @@ impl Cluster {
     pub(crate) async fn imported(&self) -> (Arc<Manifest>, PathBuf) {
         let (data, wal) = self.initdb("plain", "wal").await;
         let branch = BranchId::random();
-        let captured = import_cluster(&self.store, &self.project, branch, Term(1), &data, None).await.unwrap();
+        let captured =
+            import_cluster(&self.store, &self.project, branch, Term(1), &data, None).await.unwrap();
         let head = ManifestHead {
             project: self.project.clone(),
             branch,
@@ -174,7 +185,10 @@ impl Cluster {
         for entry in std::fs::read_dir(wal).unwrap() {
             let entry = entry.unwrap();
             let segment = entry.file_name().into_string().unwrap();
-            let Some(number) = segment_number(&segment).filter(|number| (first..=last).contains(number)) else { continue };
+            let Some(number) = segment_number(&segment).filter(|number| (first..=last).contains(number))
+            else {
+                continue;
+            };
             let mut bytes = std::fs::read(entry.path()).unwrap();
             if number == last {
                 bytes[(end.0 % SEGMENT) as usize..].fill(0);
@@ -222,9 +236,10 @@ impl Server {
         }
         let mut postgres = cluster.program("postgres");
         postgres.arg("-D").arg(data);
-        for setting in ["listen_addresses=", "max_connections=40", "wal_level=logical", "log_min_messages=warning"]
-            .iter()
-            .chain(settings)
+        for setting in
+            ["listen_addresses=", "max_connections=40", "wal_level=logical", "log_min_messages=warning"]
+                .iter()
+                .chain(settings)
         {
             postgres.args(["-c", setting]);
         }
@@ -241,7 +256,11 @@ impl Server {
         let deadline = Instant::now() + LIMIT;
         while let Err(error) = server.try_connect("postgres").await {
             let ended = server.child.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "{error}: {ended:?}\n{}", server.log_text());
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "{error}: {ended:?}\n{}",
+                server.log_text()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         server
@@ -273,7 +292,10 @@ impl Server {
     pub(crate) async fn client(&self, name: &str, arguments: &[&str]) -> String {
         let mut command = self.client_program(name);
         command.args(arguments);
-        run_bounded(command, LIMIT).await.unwrap_or_else(|error| panic!("{error}\n{}", self.log_text())).stdout
+        run_bounded(command, LIMIT)
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.log_text()))
+            .stdout
     }
 
     fn pid(&self) -> i32 {
@@ -333,7 +355,8 @@ pub(crate) async fn assert_balances(client: &Client) {
     assert!(sums.all(|sum| sum == first), "balances differ");
 }
 
-/// Looks over every index and table of every database, then, once it is stopped, at the checksum of every page.
+/// Looks over every index and table of every database, then, once it is stopped, at the checksum of every
+/// page.
 pub(crate) async fn assert_sound(cluster: &Cluster, server: Server, data: &Path) {
     server.client("pg_amcheck", &["--all", "--install-missing", "--heapallindexed", "--jobs=2"]).await;
     server.stop().await;

@@ -41,7 +41,10 @@ async fn change_schema(client: Client, seed: u64, stop: Arc<AtomicBool>) {
             // "exists already" and "does not exist" are part of the game.
             if let Err(error) = client.batch_execute(statement).await {
                 let code = error.code().map_or("", |code| code.code());
-                assert!(["42P07", "42P01", "42P04", "3D000", "55006", "42704", "23505"].contains(&code), "{statement}: {error:?}");
+                assert!(
+                    ["42P07", "42P01", "42P04", "3D000", "55006", "42704", "23505"].contains(&code),
+                    "{statement}: {error:?}"
+                );
             }
         }
     }
@@ -67,7 +70,8 @@ async fn every_cut_under_load_recovers_to_a_sound_database_with_what_was_acknowl
     cluster.cache_limit = 64 << 20; // smaller than what the load touches
     let (first, wal) = cluster.imported().await;
     let mounted = cluster.mount("run", &first, &wal).await;
-    let settings = [CORE_SETTINGS, &["shared_buffers=8MB", "checkpoint_timeout=30s", "max_wal_size=64MB"]].concat();
+    let settings =
+        [CORE_SETTINGS, &["shared_buffers=8MB", "checkpoint_timeout=30s", "max_wal_size=64MB"]].concat();
     let server = Server::start(&cluster, mounted.mount_point(), &settings).await;
     server.client("pgbench", &["-i", "-s", "5", "-q"]).await;
     let client = server.connect().await;
@@ -83,7 +87,8 @@ async fn every_cut_under_load_recovers_to_a_sound_database_with_what_was_acknowl
     load.args(["-c", "3", "-T", "600", "-n"]).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let mut load = load.spawn().unwrap();
     let schema = tokio::spawn(change_schema(server.connect().await, seed, Arc::clone(&stop)));
-    let counter = tokio::spawn(count_up(server.connect().await, Arc::clone(&acknowledged), Arc::clone(&stop)));
+    let counter =
+        tokio::spawn(count_up(server.connect().await, Arc::clone(&acknowledged), Arc::clone(&stop)));
 
     let mut manifest = first;
     let mut cuts = Vec::new();
@@ -99,7 +104,11 @@ async fn every_cut_under_load_recovers_to_a_sound_database_with_what_was_acknowl
             continue;
         }
         let captured = mounted.capture(cut).await.unwrap();
-        println!("cut {round}: held {longest:?} at most, {} pages, {:?}", captured.pages, mounted.cache_use());
+        println!(
+            "cut {round}: held {longest:?} at most, {} pages, {:?}",
+            captured.pages,
+            mounted.cache_use()
+        );
         manifest = cluster.publish(&manifest, captured, ManifestKind::Running, flush).await;
         cuts.push((round, Arc::clone(&manifest), before));
         if mounted.compact().await.unwrap() {
@@ -123,8 +132,14 @@ async fn every_cut_under_load_recovers_to_a_sound_database_with_what_was_acknowl
             number(&client, "SELECT count(*) FROM acknowledged").await,
             number(&client, "SELECT coalesce(max(n), 0) FROM acknowledged").await,
         );
-        assert!(count == last && last >= before, "cut {round}: {count} rows up to {last}, acknowledged {before}");
-        assert_eq!(number(&client, "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'kept'").await, 1);
+        assert!(
+            count == last && last >= before,
+            "cut {round}: {count} rows up to {last}, acknowledged {before}"
+        );
+        assert_eq!(
+            number(&client, "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'kept'").await,
+            1
+        );
         assert_balances(&client).await;
         assert_sound(&cluster, server, mounted.mount_point()).await;
         mounted.unmount().await.unwrap();

@@ -49,7 +49,8 @@ fn exercise(root: &Path) -> Vec<String> {
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 200_000, 100_000).unwrap();
     note("allocated", checksum(&path));
     rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 1 << 20).unwrap();
-    rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 5000, 20_000).unwrap();
+    rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 5000, 20_000)
+        .unwrap();
     note("punched", checksum(&path));
     file.sync_all().unwrap();
 
@@ -80,7 +81,10 @@ fn exercise(root: &Path) -> Vec<String> {
     fs::rename(root.join("slot/state.tmp"), root.join("slot/state")).unwrap();
     note("replaced", fs::read_to_string(root.join("slot/state")).unwrap());
     note("not empty", format!("{:?}", fs::remove_dir(root.join("slot")).unwrap_err().raw_os_error()));
-    note("no directory", format!("{:?}", fs::read_dir(root.join("sizes")).err().and_then(|e| e.raw_os_error())));
+    note(
+        "no directory",
+        format!("{:?}", fs::read_dir(root.join("sizes")).err().and_then(|e| e.raw_os_error())),
+    );
     note("there already", format!("{:?}", fs::create_dir(root.join("slot")).unwrap_err().raw_os_error()));
 
     // Links, modes, listings.
@@ -91,7 +95,8 @@ fn exercise(root: &Path) -> Vec<String> {
     for number in 0..300 {
         fs::write(root.join(format!("slot/{number}")), [7]).unwrap();
     }
-    let mut names: Vec<_> = fs::read_dir(root.join("slot")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(root.join("slot")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     note("names", format!("{} {:?}", names.len(), &names[..3]));
     for entry in fs::read_dir(root.join("slot")).unwrap() {
@@ -139,7 +144,13 @@ async fn a_hundred_thousand_relations_are_listed_from_the_manifest_alone() {
     let start = body.next_file_id.0;
     for number in 0..100_000 {
         let path = format!("base/5/{}", 1_000_000 + number);
-        body.files.push(FileEntry { path, id: FileId(start + number), size: 8192, mode: 0o600, truncations: Vec::new() });
+        body.files.push(FileEntry {
+            path,
+            id: FileId(start + number),
+            size: 8192,
+            mode: 0o600,
+            truncations: Vec::new(),
+        });
     }
     body.next_file_id = FileId(start + 100_000);
     body.directories.push(DirectoryEntry { path: "extra".to_owned(), mode: 0o700 });

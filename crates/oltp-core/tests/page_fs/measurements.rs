@@ -51,17 +51,24 @@ async fn reads_of_single_pages() {
     drop_kernel_caches();
     std::fs::read(cluster.path("one/cache/pages")).unwrap();
     println!("mount, through this process:          {:.1} us", random_reads(&on_mount, 20_000));
-    let manifest = std::sync::Arc::new(oltp_core::page_store::Manifest { head: first.head.clone(), body: captured.body });
+    let manifest = std::sync::Arc::new(oltp_core::page_store::Manifest {
+        head: first.head.clone(),
+        body: captured.body,
+    });
     let other = cluster.mount("two", &manifest, &wal).await;
     let from_store = random_reads(&other.mount_point().join("pg_stat/pages"), 1_000);
-    println!("mount, from a local store:            {from_store:.1} us ({} fetches)", other.cache_use().fetches);
+    println!(
+        "mount, from a local store:            {from_store:.1} us ({} fetches)",
+        other.cache_use().fetches
+    );
     for mounted in [mounted, other] {
         mounted.unmount().await.unwrap();
     }
 }
 
 async fn pgbench(server: &Server, arguments: &[&str]) -> f64 {
-    let output = server.client("pgbench", &[&["-n", "-c", "4", "-j", "2", "-T", "10"], arguments].concat()).await;
+    let output =
+        server.client("pgbench", &[&["-n", "-c", "4", "-j", "2", "-T", "6"], arguments].concat()).await;
     let line = output.lines().find(|line| line.starts_with("tps = ")).unwrap();
     line.split_whitespace().nth(2).unwrap().parse().unwrap()
 }
@@ -86,7 +93,10 @@ async fn pgbench_beside_an_ordinary_directory() {
             theirs.push(pgbench(&stock, arguments).await);
         }
         let (ours, theirs) = (median(ours), median(theirs));
-        println!("{name}: mount {ours:.0} tps, ordinary directory {theirs:.0} tps, ratio {:.2}", ours / theirs);
+        println!(
+            "{name}: mount {ours:.0} tps, ordinary directory {theirs:.0} tps, ratio {:.2}",
+            ours / theirs
+        );
     }
     on_mount.stop().await;
     stock.stop().await;

@@ -37,15 +37,22 @@ impl Bench {
 
     fn over(store: PageStore, manifest: Manifest, cache_pages: u64) -> Bench {
         let folder = tempfile::tempdir().unwrap();
-        let cache =
-            PageCache::open(&folder.path().join("pages"), cache_pages * PAGE_BYTES, false).unwrap();
+        let cache = PageCache::open(&folder.path().join("pages"), cache_pages * PAGE_BYTES, false).unwrap();
         let mut next_id = manifest.body.next_file_id;
         let tree = Mirror::tree_of(&manifest, is_clean(&manifest.head.kind), &mut next_id).unwrap();
         let shared = Arc::new(manifest.clone());
         let directory =
             Arc::new(DataDirectory::new(tree.clone(), files_of(&tree, &manifest), next_id, cache));
         let fetcher = Fetcher::new(store.clone(), Arc::new(ManifestView::new(Arc::clone(&shared))));
-        Bench { _folder: folder, directory, fetcher, mirror: Mirror::new(tree, shared), manifest, store, cache_pages }
+        Bench {
+            _folder: folder,
+            directory,
+            fetcher,
+            mirror: Mirror::new(tree, shared),
+            manifest,
+            store,
+            cache_pages,
+        }
     }
 
     /// The directory as another machine would see it, from the store alone.
@@ -62,7 +69,8 @@ impl Bench {
     }
 
     fn create(&self, path: &str) -> Arc<File> {
-        let (parent, name) = path.rsplit_once('/').map_or((Ino::ROOT, path), |(parent, name)| (self.folder(parent), name));
+        let (parent, name) =
+            path.rsplit_once('/').map_or((Ino::ROOT, path), |(parent, name)| (self.folder(parent), name));
         self.directory.create_file(parent, name, 0o600).unwrap()
     }
 
@@ -74,7 +82,8 @@ impl Bench {
     }
 
     fn remove(&self, path: &str) {
-        let (parent, name) = path.rsplit_once('/').map_or((Ino::ROOT, path), |(parent, name)| (self.folder(parent), name));
+        let (parent, name) =
+            path.rsplit_once('/').map_or((Ino::ROOT, path), |(parent, name)| (self.folder(parent), name));
         self.directory.remove(parent, name, false).unwrap();
     }
 
@@ -286,6 +295,37 @@ async fn unlogged_relations_are_captured_at_a_clean_stop_only() {
 }
 
 #[tokio::test]
+async fn pages_that_were_never_written_read_as_zeros_here_and_elsewhere() {
+    let mut bench = bench();
+    let file = bench.create("base/5/16384");
+    bench.directory.extend(&file, 400 * PAGE_BYTES).unwrap();
+    bench.write(&file, 200 * PAGE_BYTES, &page(0)).await;
+    assert_eq!(bench.read(&file).await, vec![0; 400 * PAGE]);
+    let captured = bench.cut_and_capture().await;
+    assert_eq!(captured.pages, 1);
+    assert_eq!(bench.elsewhere(&captured).contents("base/5/16384").await.unwrap(), vec![0; 400 * PAGE]);
+}
+
+#[tokio::test]
+async fn unlogged_relations_may_be_larger_than_the_cache() {
+    let mut bench = Bench::over(bench().store, some_manifest(), 1024);
+    bench.create("global/pg_control");
+    let (main, _init) = (bench.create("base/5/16390"), bench.create("base/5/16390_init"));
+    bench.write(&main, 0, &page(0)).await;
+    bench.cut_and_capture().await;
+    for block in 0..5000 {
+        bench.directory.write(&main, block * PAGE_BYTES, &page(0)).unwrap();
+    }
+    assert!(!*bench.directory.pressure().borrow(), "a cut would not help");
+    let notes = bench.create("notes");
+    bench.write(&notes, 0, &page(1)).await;
+    let taken = bench.cut();
+    let clean = bench.capture(taken, CaptureKind::CleanShutdown).await.unwrap();
+    assert_eq!(clean.pages, 5001);
+    assert_eq!(bench.elsewhere(&clean).contents("notes").await.unwrap(), page(1));
+}
+
+#[tokio::test]
 async fn a_database_larger_than_the_cache_works() {
     let mut bench = bench();
     let names: Vec<String> = (0..6).map(|n| format!("base/5/f{n}")).collect();
@@ -294,10 +334,18 @@ async fn a_database_larger_than_the_cache_works() {
         bench.write(&file, 0, &vec![fill; 400 * PAGE]).await;
     }
     let captured = bench.cut_and_capture().await;
-    let mut small = Bench::over(bench.store.clone(), Manifest { head: bench.manifest.head.clone(), body: captured.body }, 1024);
+    let mut small = Bench::over(
+        bench.store.clone(),
+        Manifest { head: bench.manifest.head.clone(), body: captured.body },
+        1024,
+    );
     for round in 0..2 {
         for (fill, name) in (1u8..).zip(&names) {
-            assert_eq!(small.contents(name).await.unwrap(), vec![fill; 400 * PAGE], "{name} in round {round}");
+            assert_eq!(
+                small.contents(name).await.unwrap(),
+                vec![fill; 400 * PAGE],
+                "{name} in round {round}"
+            );
         }
     }
     assert!(small.directory.cache.in_use() <= 1024 + 512, "{} pages", small.directory.cache.in_use());
