@@ -2,55 +2,14 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use tidewater_e2e::{
-    Daemon, Engine, LakeTable, Postgres, Reader, S3Server, Shop, Site, Source, Traffic, assert_equal,
+    Engine, LakeTable, Postgres, Reader, S3Server, Shop, Site, Source, Traffic, assert_equal,
 };
-use tokio_postgres::Client;
 
-const SOON: Duration = Duration::from_secs(90);
+use crate::followed::{Followed, SOON, followed, rows_of};
 
 /// A start, small loads and some flushes of 200 ms, by a debug build on a busy machine.
 const CAUGHT_UP: Duration = Duration::from_secs(15);
-
-/// A database with one small table, followed by a daemon.
-struct Followed {
-    postgres: Postgres,
-    client: Client,
-    site: Site,
-    daemon: Daemon,
-}
-
-async fn followed(tables: &str) -> Followed {
-    let postgres = Postgres::start().await;
-    let client = postgres.create_database("shop").await;
-    client.batch_execute(tables).await.unwrap();
-    let site = Site::of_shop(&postgres.url("shop"));
-    let mut daemon = site.start().await;
-    daemon.wait_streaming(SOON).await;
-    Followed { postgres, client, site, daemon }
-}
-
-impl Followed {
-    /// Stops the daemon, brings the rest over, and compares these tables of schema `public`.
-    async fn assert_equal_at_the_end(self, tables: &[&str]) {
-        self.daemon.stop().await;
-        self.site.run_until_caught_up().await;
-        let (mut reader, dsn) = (Reader::start(), self.postgres.url("shop"));
-        for table in tables {
-            let lake = LakeTable::at(&self.site.table(&format!("shop/public/{table}")));
-            let source = Source { dsn: &dsn, schema: "public", table };
-            assert_equal(&mut reader, Engine::DuckDb, &source, &lake).await;
-            assert_equal(&mut reader, Engine::Polars, &source, &lake).await;
-        }
-    }
-}
-
-fn rows_of(status: &Value, table: &str) -> Option<u64> {
-    let tables = status["tables"].as_array()?;
-    let found = tables.iter().find(|found| found["table"] == table && found["state"] == "streaming")?;
-    found["rows"].as_u64()
-}
 
 #[tokio::test]
 async fn a_large_value_survives_updates_that_leave_it_alone() {

@@ -115,7 +115,7 @@ async fn a_lake_that_cannot_be_written_is_an_error_at_the_start_and_a_visible_wa
     let site = Site::of_shop(&url);
     // A file where a folder should be stops everyone, the superuser included.
     std::fs::write(site.lake(), "in the way").unwrap();
-    assert_refused(&site.command(&["run"]).await, &["the lake folder", "File exists"]);
+    assert_refused(&site.command(&["run"]).await, &["cannot open the folder", "File exists"]);
 
     std::fs::remove_file(site.lake()).unwrap();
     std::fs::create_dir(site.lake()).unwrap();

@@ -11,6 +11,24 @@ pub fn last_txn(table: &Path) -> Option<u64> {
     actions(table).iter().filter_map(|action| action["txn"]["version"].as_u64()).next_back()
 }
 
+/// What each version of a table did, oldest first, such as `LOAD`.
+pub fn operations(table: &Path) -> Vec<String> {
+    let name = |action: &Value| action["commitInfo"]["operation"].as_str().map(str::to_owned);
+    actions(table).iter().filter_map(name).collect()
+}
+
+/// How each of the daemon's versions came about, oldest first: `LOAD`, `MEND`, `STREAM` or `COMPACTION`.
+pub fn kinds(table: &Path) -> Vec<String> {
+    let kind = |action: &Value| action["commitInfo"]["tidewater"].as_str().map(str::to_owned);
+    actions(table).iter().filter_map(kind).collect()
+}
+
+/// A table property as the newest version has it.
+pub fn property(table: &Path, name: &str) -> Option<String> {
+    let value = |action: &Value| action["metaData"]["configuration"][name].as_str().map(str::to_owned);
+    actions(table).iter().rfind(|action| action.get("metaData").is_some()).and_then(value)
+}
+
 /// Whether `_tidewater/sync_state.json` names a table of the database's folder as behind the slot: it is loaded
 /// anew, so what its `txn` says does not count. A table without a log is behind as long as any is named.
 pub fn is_behind_the_slot(database: &Path, table: &str) -> bool {
@@ -30,6 +48,14 @@ pub fn compactions(table: &Path) -> Vec<Vec<Value>> {
         actions.iter().any(|action| action["commitInfo"]["tidewater"].as_str() == Some("COMPACTION"))
     };
     commits(table).into_iter().filter(is_compaction).collect()
+}
+
+/// Whether every table of the database's folder is continuous with the slot: a restart loads none of them.
+pub fn none_is_behind_the_slot(database: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(database.join("_tidewater/sync_state.json")) else { return false };
+    // The file may be half written just now.
+    serde_json::from_str::<Value>(&text)
+        .is_ok_and(|state| state["tables"].as_object().is_some_and(|named| named.is_empty()))
 }
 
 /// All actions of all commits, oldest first.

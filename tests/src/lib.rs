@@ -32,7 +32,9 @@ mod traffic;
 
 pub use comparison::{Difference, Source, assert_equal, first_difference};
 pub use daemon::{Daemon, Finished, Site, binary, free_port};
-pub use delta_log::{compactions, is_behind_the_slot, last_txn};
+pub use delta_log::{
+    compactions, is_behind_the_slot, kinds, last_txn, none_is_behind_the_slot, operations, property,
+};
 pub use postgres::{Postgres, kill9};
 pub use reader::{Engine, LakeTable, Reader};
 pub use s3_faults::{Fault, Faults};

@@ -6,13 +6,18 @@
 //! because the check is made on the partition and not on the root.
 
 mod identity;
+mod storage;
 
-use crate::client::{Client, server_version};
+use crate::client::{Client, connect, server_version};
 use crate::error::Result;
+use crate::object_name::quote_literal;
+use crate::publication::PublicationNames;
+use crate::source_config::SourceConfig;
 use globset::GlobSet;
 use identity::{Relation, tree_identity};
 pub use identity::{ReplicaIdentity, Unusable};
 use std::collections::HashMap;
+pub use storage::Storage;
 use tokio_postgres::Row;
 use wal_decoder::TypeEntry;
 
@@ -58,7 +63,8 @@ pub struct SourceColumn {
     pub generated: Generated,
     /// Whether this server's pgoutput sends it: not when it is virtual, nor when it is stored before Postgres 18.
     pub published: bool,
-    /// The value that rows older than the column have, as Postgres froze it at ADD COLUMN … DEFAULT.
+    /// The value that rows older than the column have, as Postgres froze it at ADD COLUMN … DEFAULT. A partitioned
+    /// table has none of its own: see [`Storage::frozen_columns`].
     pub missing_value: Option<String>,
 }
 
@@ -83,6 +89,8 @@ pub struct SourceTable {
     pub estimated_rows: Option<u64>,
     /// Pages as of the last VACUUM or ANALYZE, all partitions together.
     pub pages: u64,
+    /// What tells that rows changed without any message in the stream.
+    pub storage: Storage,
 }
 
 impl SourceTable {
@@ -189,17 +197,48 @@ pub async fn read_types(client: &Client) -> Result<Vec<TypeEntry>> {
 /// The tables that `include` names and `exclude` does not, globs over `schema.table`. Partitions are synced as their root
 /// and system schemas never; what a glob names and cannot be synced is listed with its reason.
 pub async fn list_tables(client: &Client, include: &GlobSet, exclude: &GlobSet) -> Result<TableListing> {
-    list_chosen(client, |schema, name| {
+    list_chosen(client, |_, schema, name| {
         let name = format!("{schema}.{name}");
         include.is_match(&name) && !exclude.is_match(&name)
     })
     .await
 }
 
-/// As [`list_tables`], of the tables that `is_chosen(schema, name)`.
+/// As [`list_tables`], nothing excluded, with each table's membership of the publications.
+pub async fn list_followed_tables(
+    client: &Client,
+    include: &GlobSet,
+    publications: &PublicationNames,
+) -> Result<TableListing> {
+    let mut listing = list_tables(client, include, &GlobSet::empty()).await?;
+    storage::read_memberships(client, publications, &mut listing.tables).await?;
+    Ok(listing)
+}
+
+/// Those of the tables with these oids that can be synced, as an exported snapshot has them. The exporting session must
+/// still be there, without a command in between.
+pub async fn read_tables_in_snapshot(
+    config: &SourceConfig,
+    snapshot: &str,
+    oids: &[u32],
+    publications: &PublicationNames,
+) -> Result<Vec<SourceTable>> {
+    let client = connect(config).await?;
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        quote_literal(snapshot)
+    );
+    let begun = client.batch_execute(&sql).await;
+    begun.map_err(|source| client.error("importing a snapshot", source))?;
+    let mut tables = list_chosen(&client, |oid, _, _| oids.contains(&oid)).await?.tables;
+    storage::read_memberships(&client, publications, &mut tables).await?;
+    Ok(tables)
+}
+
+/// As [`list_tables`], of the tables that `is_chosen(oid, schema, name)`.
 pub(crate) async fn list_chosen(
     client: &Client,
-    is_chosen: impl Fn(&str, &str) -> bool,
+    is_chosen: impl Fn(u32, &str, &str) -> bool,
 ) -> Result<TableListing> {
     let doing = "listing tables";
     let version = server_version(client).await?;
@@ -208,7 +247,7 @@ pub(crate) async fn list_chosen(
     let mut chosen = Vec::new();
     for row in client.query(CANDIDATES, &[]).await.map_err(failed)? {
         let candidate = Candidate::read(&row).map_err(failed)?;
-        if !is_chosen(&candidate.schema, &candidate.name) {
+        if !is_chosen(candidate.oid, &candidate.schema, &candidate.name) {
             continue;
         }
         match candidate.reason_to_skip() {
@@ -221,6 +260,7 @@ pub(crate) async fn list_chosen(
     let oids: Vec<u32> = chosen.iter().map(|table| table.oid).collect();
     let mut columns = read_columns(client, &oids, version).await?;
     let mut trees = read_trees(client, &oids).await?;
+    let mut storage = storage::read(client, &oids).await?;
     for table in chosen {
         let columns = columns.remove(&table.oid).unwrap_or_default();
         let tree = trees.remove(&table.oid).unwrap_or_default();
@@ -239,6 +279,7 @@ pub(crate) async fn list_chosen(
             primary_key,
             estimated_rows: tree.iter().map(|relation| relation.rows).sum(),
             pages: tree.iter().map(|relation| relation.pages).sum(),
+            storage: storage.remove(&table.oid).unwrap_or_default(),
         });
     }
     Ok(listing)

@@ -2,6 +2,7 @@
 
 use crate::client::connect;
 use crate::error::{Error, Result};
+use crate::event_trigger;
 use crate::object_name::quote_identifier;
 use crate::publication::publication_names;
 use crate::slot::{drop_slot, list_slots};
@@ -14,11 +15,13 @@ pub enum RemovedObject {
     Slot(String),
     /// A publication.
     Publication(String),
+    /// The event trigger, with the schema of its function.
+    EventTrigger(String),
 }
 
-/// Removes the slots and publications of one database of an installation, and puts what was there into `removed`, also
-/// when something could not be removed: a publication may belong to another role. Slots first: they are what holds WAL.
-/// If one is in use, nothing is removed.
+/// Removes the slots, the event trigger and the publications of one database of an installation, and puts what was there
+/// into `removed`, also when something could not be removed: a publication may belong to another role. Slots first: they
+/// are what holds WAL. If one is in use, nothing is removed.
 pub async fn cleanup(
     config: &SourceConfig,
     instance: &str,
@@ -38,6 +41,8 @@ pub async fn cleanup(
         drop_slot(&client, &slot.name).await?;
         removed.push(RemovedObject::Slot(slot.name));
     }
+    removed
+        .extend(event_trigger::remove(&client, instance, database).await?.map(RemovedObject::EventTrigger));
     let names = publication_names(instance, database);
     let mut outcome = Ok(());
     for name in [names.keyed, names.inserts] {

@@ -12,7 +12,7 @@
 //!        (tokio-postgres)         ┌────┴─────────────┬──────────────────┐
 //!    catalog · publication  SnapshotSession  ReplicationSession  PhysicalSession
 //!    heartbeat · cleanup      COPY out               │                  │
-//!                                              LogicalStream      PhysicalStream     WAL out, positions back
+//!    event_trigger                             LogicalStream      PhysicalStream     WAL out, positions back
 //! ```
 //!
 //! The invariant that matters: **nothing here makes an application's own statement fail or wait.** Tables
@@ -26,6 +26,7 @@ mod cleanup;
 mod client;
 mod copy_out;
 mod error;
+mod event_trigger;
 mod heartbeat;
 mod log_in_guard;
 mod logical_stream;
@@ -44,13 +45,14 @@ mod wire;
 mod wire_session;
 
 pub use catalog::{
-    Generated, ReplicaIdentity, SkipReason, SkippedTable, SourceColumn, SourceTable, TableKind, TableListing,
-    Unusable, list_tables, read_types,
+    Generated, ReplicaIdentity, SkipReason, SkippedTable, SourceColumn, SourceTable, Storage, TableKind,
+    TableListing, Unusable, list_followed_tables, list_tables, read_tables_in_snapshot, read_types,
 };
 pub use cleanup::{RemovedObject, cleanup};
 pub use client::{Client, connect, server_version};
 pub use copy_out::{CopyChunk, CopyOut};
 pub use error::{Error, Result, ServerError};
+pub use event_trigger::{AnnouncedColumn, AnnouncedColumns, ensure_event_trigger};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use logical_stream::{Confirmer, Event, LogicalStream};
 pub use physical_stream::{PhysicalEvent, PhysicalSession, PhysicalStream};

@@ -248,9 +248,10 @@ async fn read_tables(
 /// Looks at the identities of the keyed tables again. Those that were added just now are locked against ALTER TABLE until
 /// the transaction ends, so what is seen here is what commits.
 async fn check_identities(client: &Client, keyed: &Wanted<'_>) -> Result<()> {
-    let listing =
-        list_chosen(client, |schema, name| keyed.tables.contains_key(&(schema.to_owned(), name.to_owned())))
-            .await?;
+    let listing = list_chosen(client, |_, schema, name| {
+        keyed.tables.contains_key(&(schema.to_owned(), name.to_owned()))
+    })
+    .await?;
     for table in &listing.tables {
         let key = (table.schema.clone(), table.name.clone());
         let Some(published) = keyed.tables.get(&key) else { continue };

@@ -21,7 +21,7 @@ use crate::key_index::FileId;
 use crate::log::{PutOutcome, commit_id_of, put_commit};
 use crate::mirror_table::{MirrorTable, Phase};
 use crate::rebase;
-use crate::table_definition::TableDefinition;
+use crate::table_definition::{TableDefinition, TableKind};
 use crate::table_state::{ENGINE, changes_rows, commit_info};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,7 +114,7 @@ impl MirrorTable {
         let deleted: BTreeMap<String, DeletionVector> =
             bits.into_iter().filter_map(|(id, bits)| Some((touched.get(&id)?.path.clone(), bits))).collect();
         let truncated = self.flush.truncated && !self.state.files.is_empty();
-        if sealed.is_empty() && deleted.is_empty() && !truncated {
+        if sealed.is_empty() && deleted.is_empty() && !truncated && self.committed_definition.is_none() {
             self.abandon();
             return Ok(None);
         }
@@ -185,7 +185,7 @@ impl MirrorTable {
         let commit_id = flush.commit_id.to_string();
         loop {
             let version = self.state.version + 1;
-            let actions = self.actions(flush, spec);
+            let actions = self.actions(flush, spec)?;
             let lines = render_actions(&actions)?;
             let attempt = (version, commit_id.clone());
             if !self.unsettled.contains(&attempt) {
@@ -215,16 +215,18 @@ impl MirrorTable {
     /// Takes the committed version over into memory and index.
     fn settle(&mut self, flush: &mut WrittenFlush, actions: Vec<Action>) -> Result<Committed> {
         let changes = std::mem::take(&mut flush.changes);
+        let carried = std::mem::take(&mut self.carried);
         let committed = Committed {
             version: self.state.version + 1,
-            rows_added: changes.rows_added,
-            rows_deleted: changes.rows_deleted,
+            rows_added: changes.rows_added.saturating_sub(carried),
+            rows_deleted: changes.rows_deleted.saturating_sub(carried),
             files_added: changes.adds.len(),
             files_removed: changes.removes.len(),
             bytes_added: flush.sealed.iter().map(|file| file.add.size.max(0).unsigned_abs()).sum(),
         };
         self.state.advance(actions)?;
         self.note_emptied(&changes.gone);
+        self.committed_definition = None;
         for path in &changes.gone {
             self.vectors.forget(path);
         }
@@ -233,8 +235,10 @@ impl MirrorTable {
                 self.vectors.put(&file.add, vector);
             }
         }
+        // The index of a history is never emptied by its files' going: the newest rows have moved on before.
+        let is_emptied = flush.truncated && self.definition.kind != TableKind::History;
         if let Some(index) = &mut self.index {
-            if !flush.truncated {
+            if !is_emptied {
                 let gone: Vec<FileId> = changes.gone.iter().map(|path| index.file_id(path)).collect();
                 index.forget_files(gone);
             }
@@ -268,6 +272,11 @@ impl MirrorTable {
         let same_app = |action: &Action| matches!(action, Action::Txn(txn) if txn.app_id == spec.app_id);
         if theirs.iter().any(same_app) {
             return Err(DeltaError::SecondWriter { table: table(), version, app_id: spec.app_id.clone() });
+        }
+        if self.committed_definition.is_some() {
+            return Err(self.unexpected(
+                "somebody else wrote a version while its columns were being changed; open the table again",
+            ));
         }
         let writer = engine_of(commit_info(theirs));
         if changes_rows(theirs) {
@@ -303,9 +312,11 @@ impl MirrorTable {
         DeltaError::UnexpectedState { table: self.location.uri().to_owned(), reason: reason.to_owned() }
     }
 
-    fn actions(&self, flush: &WrittenFlush, spec: &CommitSpec) -> Vec<Action> {
+    fn actions(&self, flush: &WrittenFlush, spec: &CommitSpec) -> Result<Vec<Action>> {
         let changes = &flush.changes;
+        let shape = self.shape_actions()?;
         let operation = match (changes.removes.is_empty(), changes.adds.is_empty()) {
+            _ if !shape.is_empty() => "CHANGE COLUMNS",
             (true, _) => "WRITE",
             (false, true) if flush.truncated => "TRUNCATE",
             (false, _) => "MERGE",
@@ -320,9 +331,10 @@ impl MirrorTable {
             info: &spec.info,
         });
         let mut actions = vec![Action::CommitInfo(info), Action::Txn(txn_of(spec))];
+        actions.extend(shape);
         actions.extend(changes.removes.iter().cloned().map(Action::Remove));
         actions.extend(changes.adds.iter().cloned().map(Action::Add));
-        actions
+        Ok(actions)
     }
 
     /// Makes the file actions of a flush for the present state of the table, and puts the vectors they

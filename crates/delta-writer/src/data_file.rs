@@ -195,6 +195,11 @@ impl FileSink {
         Self { location, definition, options, open: None, sealed: Vec::new(), numbers: HashSet::new() }
     }
 
+    /// Writes the files that follow in another shape. The open one has to be closed before.
+    pub fn redefine(&mut self, definition: Arc<TableDefinition>) {
+        self.definition = definition;
+    }
+
     /// Forgets everything written so far; the files stay behind, unreferenced.
     pub fn clear(&mut self) {
         self.open = None;

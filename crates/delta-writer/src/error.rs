@@ -11,34 +11,9 @@ pub type Result<T, E = DeltaError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeltaError {
-    /// The lake's URI names a store that this build does not speak.
-    #[error(
-        "`{uri}`: lakes live in a local folder or under s3://; `{scheme}://` is not supported by this build"
-    )]
-    UnsupportedScheme {
-        /// the URI as configured
-        uri: String,
-        /// its scheme
-        scheme: String,
-    },
-    /// The lake's URI is not a URI or not a folder.
-    #[error("`{uri}` is not a usable lake location: {reason}")]
-    BadLakeUri {
-        /// the URI as configured
-        uri: String,
-        /// what is wrong
-        reason: String,
-    },
-    /// An option of `lake.options` is unknown.
-    #[error(
-        "`{option}` is not an option of {uri}; known are endpoint, region, access_key_id, secret_access_key, session_token, allow_http and the other S3 options of object_store"
-    )]
-    UnknownLakeOption {
-        /// the lake
-        uri: String,
-        /// the option's name
-        option: String,
-    },
+    /// The lake's place cannot be opened.
+    #[error(transparent)]
+    Location(#[from] object_location::LocationError),
     /// The store could not be set up, read or written.
     #[error("cannot {action} {path}")]
     Store {

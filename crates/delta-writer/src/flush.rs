@@ -150,7 +150,7 @@ impl Flush {
         Some(OldRow::Stored(address))
     }
 
-    fn truncate(&mut self) {
+    pub fn truncate(&mut self) {
         self.clear();
         self.truncated = true;
     }
@@ -283,8 +283,28 @@ impl MirrorTable {
     /// Moves all pending rows to data files and tells the index where they are.
     pub(crate) async fn seal_pending(&mut self) -> Result<()> {
         let live = self.flush.pending.take()?;
-        if live.batches.is_empty() {
-            return Ok(());
+        self.put_keyed_rows(&live.batches, live.keys).await
+    }
+
+    /// Writes rows to data files of this flush. With an index, `keys` has each row's, batch by batch.
+    pub(crate) async fn put_keyed_rows(
+        &mut self,
+        batches: &[RecordBatch],
+        keys: Vec<Vec<KeyHash>>,
+    ) -> Result<()> {
+        let addresses = self.append_rows(batches).await?;
+        let entries: Vec<_> = keys
+            .into_iter()
+            .zip(addresses)
+            .flat_map(|(keys, addresses)| keys.into_iter().zip(addresses))
+            .collect();
+        self.stage(entries)
+    }
+
+    /// Writes rows to data files of this flush, and says where each is, batch by batch.
+    pub(crate) async fn append_rows(&mut self, batches: &[RecordBatch]) -> Result<Vec<Vec<RowAddress>>> {
+        if batches.is_empty() {
+            return Ok(Vec::new());
         }
         let (index, next_file) = (&mut self.index, &mut self.flush.next_file);
         let mut number = |path: &str| {
@@ -296,13 +316,11 @@ impl MirrorTable {
                 }
             })
         };
-        let addresses = self.flush.sink.append(&live.batches, &mut number).await?;
-        let entries: Vec<_> = live
-            .keys
-            .into_iter()
-            .zip(addresses)
-            .flat_map(|(keys, addresses)| keys.into_iter().zip(addresses))
-            .collect();
+        self.flush.sink.append(batches, &mut number).await
+    }
+
+    /// Tells the index where rows are.
+    pub(crate) fn stage(&mut self, entries: Vec<(KeyHash, RowAddress)>) -> Result<()> {
         match self.index.as_mut().map(|index| index.stage(entries)) {
             None | Some(Ok(())) => Ok(()),
             Some(Err(source)) => Err(self.index_failed(source)),

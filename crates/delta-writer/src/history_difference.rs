@@ -11,9 +11,12 @@
 //!   none             6, 'open'         delete 6 'open'
 //! ```
 //!
+//! Where the source's columns have changed meanwhile, the history takes their shape first, as far as its rows can.
+//!
 //! So a history replays to its source's state again, nothing of it is lost, and nothing stands in it twice. Workers take
 //! turns, because each batch is compared through the table's key index.
 
+use crate::action::Add;
 use crate::change_row::{ChangeType, Moment, OriginColumns, change_at};
 use crate::commit::CommitSpec;
 use crate::deletion_vector::DeletionVector;
@@ -22,6 +25,7 @@ use crate::history_table::{Image, Record, Recorded};
 use crate::key_index::{FileId, RowAddress};
 use crate::lake::TableLocation;
 use crate::mirror_table::MirrorTable;
+use crate::reshape::{ColumnOrigin, Reshape};
 use crate::row_reader::RowReader;
 use crate::table_definition::{TableDefinition, TableKind};
 use crate::writer_options::WriterOptions;
@@ -47,6 +51,8 @@ pub struct DifferenceWorker {
 struct Underway {
     table: MirrorTable,
     position: i64,
+    /// The files that hold what there was before.
+    files: Vec<Arc<Add>>,
     /// Images whose rows the snapshot has.
     met: HashMap<FileId, DeletionVector>,
 }
@@ -54,35 +60,36 @@ struct Underway {
 impl HistoryDifference {
     /// Begins to compare the history at `location` with the source as of `position`.
     ///
-    /// `None` if that cannot be: there is none yet, or one of another shape; its rows have no key; or it holds changes
-    /// from beyond `position`, so that rows added there would not be the newest.
+    /// `None` if that cannot be: there is none yet, or `origins` does not say what becomes of its columns; its rows have no
+    /// key, or another one; or it holds changes from beyond `position`, so that rows added there would not be the newest.
     pub async fn begin(
         location: TableLocation,
         definition: &TableDefinition,
         options: WriterOptions,
         position: Lsn,
+        origins: impl FnOnce(&TableDefinition) -> Option<Vec<ColumnOrigin>>,
     ) -> Result<Option<HistoryDifference>> {
-        let Some(table) = MirrorTable::open(location, options).await? else { return Ok(None) };
+        let Some(mut table) = MirrorTable::open(location, options).await? else { return Ok(None) };
         // LSNs count bytes of WAL: none reaches 2^63.
         let position = position.0.cast_signed();
         let found = table.definition();
-        let same = found.kind == TableKind::History
-            && found.has_key()
-            && found.key == definition.key
-            && found.schema.fields().iter().map(|field| (field.name(), field.data_type())).eq(definition
-                .schema
-                .fields()
-                .iter()
-                .map(|field| (field.name(), field.data_type())));
-        if !same || table.txns().any(|(_, version)| version > position) {
+        let reshape = Some(found)
+            .filter(|found| found.kind == TableKind::History && found.has_key())
+            .and_then(origins)
+            .map(|origins| Reshape { definition: definition.clone(), origins })
+            .filter(|reshape| reshape.check(table.location().uri(), found).is_ok());
+        let is_beyond = table.txns().any(|(_, version)| version > position);
+        let Some(reshape) = reshape.filter(|_| !is_beyond) else {
             tracing::warn!(
                 table = table.location().uri(),
                 version = table.version(),
                 "this history cannot be compared with its source and begins anew; VERSION AS OF has what it held"
             );
             return Ok(None);
-        }
-        let underway = Arc::new(Mutex::new(Underway { table, position, met: HashMap::new() }));
+        };
+        table.reshape(reshape).await?;
+        let files = table.files_so_far().await?;
+        let underway = Arc::new(Mutex::new(Underway { table, position, files, met: HashMap::new() }));
         Ok(Some(HistoryDifference { underway }))
     }
 
@@ -154,7 +161,7 @@ impl Underway {
 
     /// What the source no longer has.
     async fn add_deletes(&mut self) -> Result<()> {
-        let adds: Vec<_> = self.table.state.files.values().map(|file| Arc::clone(&file.add)).collect();
+        let adds = std::mem::take(&mut self.files);
         let definition = Arc::clone(&self.table.definition);
         let columns: Vec<usize> =
             definition.key.iter().copied().chain([definition.source_columns()]).collect();

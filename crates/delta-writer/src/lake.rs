@@ -12,26 +12,16 @@
 use crate::error::{DeltaError, Result};
 use bytes::Bytes;
 use futures::future::join_all;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::local::LocalFileSystem;
+use object_location::MissingFolder;
 use object_store::path::Path;
-use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
-};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use percent_encoding::percent_decode_str;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path as FilePath, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
-use url::Url;
 use uuid::Uuid;
 
-/// A request that takes longer is given up and tried again: no store needs as long for one part.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the store's own retries may take before an error becomes visible.
-const RETRY_TIMEOUT: Duration = Duration::from_secs(90);
 /// Enough racing puts that a store which checks and then writes is caught.
 const PROBE_RACERS: usize = 16;
 
@@ -44,63 +34,22 @@ pub struct Lake {
     local_root: Option<Arc<FilePath>>,
 }
 
-/// Opens the lake at `uri`: a file path, `file://` or `s3://bucket/prefix`. A local folder is made when missing.
+/// Opens the lake at `uri`, as [`object_location::open`] does; a local folder is made when missing.
 ///
-/// For S3, `options` are object_store's, with or without the `aws_` prefix; what is not given comes from
-/// the environment. `allow_http` follows from an `http://` endpoint.
+/// # Errors
+/// [`DeltaError::Location`]: the URI, an option or the credentials cannot be used.
 pub fn open_lake(uri: &str, options: &BTreeMap<String, String>) -> Result<Lake> {
-    let bad = |reason: String| DeltaError::BadLakeUri { uri: uri.to_owned(), reason };
-    let Some((scheme, _)) = uri.split_once("://") else {
-        return local_lake(uri, FilePath::new(uri));
+    let place = object_location::open(uri, options, MissingFolder::Create)?;
+    let uri = match &place.folder {
+        Some(folder) => folder.display().to_string(),
+        None => uri.trim_end_matches('/').to_owned(),
     };
-    let url = Url::parse(uri).map_err(|source| bad(source.to_string()))?;
-    match scheme {
-        "file" => {
-            let path = url.to_file_path().map_err(|()| bad("not a local path".to_owned()))?;
-            local_lake(uri, &path)
-        }
-        "s3" | "s3a" => s3_lake(uri, &url, options),
-        _ => Err(DeltaError::UnsupportedScheme { uri: uri.to_owned(), scheme: scheme.to_owned() }),
-    }
-}
-
-fn local_lake(uri: &str, folder: &FilePath) -> Result<Lake> {
-    let local = |action| {
-        let path = folder.display().to_string();
-        move |source| DeltaError::LocalFile { action, path, source }
-    };
-    std::fs::create_dir_all(folder).map_err(local("create the lake folder"))?;
-    let folder = folder.canonicalize().map_err(local("find the lake folder"))?;
-    let store = LocalFileSystem::new_with_prefix(&folder)
-        .map_err(DeltaError::store("open", uri))?
-        .with_automatic_cleanup(false);
     Ok(Lake {
-        store: Arc::new(store),
-        base: Path::default(),
-        uri: folder.display().to_string(),
-        local_root: Some(folder.into()),
+        store: place.store,
+        base: place.prefix,
+        uri,
+        local_root: place.folder.map(|folder| folder.into()),
     })
-}
-
-fn s3_lake(uri: &str, url: &Url, options: &BTreeMap<String, String>) -> Result<Lake> {
-    let retry = RetryConfig { max_retries: 8, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
-    let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT);
-    let mut builder = AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_url(uri);
-    for (option, value) in options {
-        let key = AmazonS3ConfigKey::from_str(option)
-            .map_err(|_| DeltaError::UnknownLakeOption { uri: uri.to_owned(), option: option.clone() })?;
-        builder = builder.with_config(key, value);
-    }
-    // Wherever the endpoint comes from, who names one without TLS wants it so.
-    let endpoints = [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint];
-    let endpoint = endpoints.iter().find_map(|key| builder.get_config_value(key));
-    if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
-        builder = builder.with_allow_http(true);
-    }
-    let store = builder.build().map_err(DeltaError::store("open", uri))?;
-    let base = Path::from_url_path(url.path())
-        .map_err(|source| DeltaError::BadLakeUri { uri: uri.to_owned(), reason: source.to_string() })?;
-    Ok(Lake { store: Arc::new(store), base, uri: uri.trim_end_matches('/').to_owned(), local_root: None })
 }
 
 impl Lake {

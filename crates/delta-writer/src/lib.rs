@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   RowChanges ──apply──> flush ──write──> WrittenFlush ──commit──> Committed (may be acknowledged)
-//!                           │
+//!                  reshape  │
 //!                       key index: key -> (data file, row)
 //! ```
 //!
@@ -50,6 +50,7 @@ mod pending_budget;
 mod pending_rows;
 mod read_back;
 mod rebase;
+mod reshape;
 mod row_reader;
 mod segment;
 mod table_definition;
@@ -70,6 +71,7 @@ pub use history_difference::{DifferenceWorker, HistoryDifference};
 pub use lake::{Lake, TableLocation, open_lake, probe_put_if_absent};
 pub use mirror_table::MirrorTable;
 pub use pending_budget::PendingBudget;
+pub use reshape::{ColumnOrigin, Reshape};
 pub use table_definition::{TableDefinition, TableKind};
 pub use table_load::{FinishedWorker, LoadWorker, TableLoad};
 pub use table_state::TableStats;

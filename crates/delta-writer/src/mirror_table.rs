@@ -39,7 +39,12 @@ use uuid::Uuid;
 pub struct MirrorTable {
     pub(crate) location: TableLocation,
     pub(crate) options: WriterOptions,
+    /// The shape that rows are in, perhaps newer than the committed one.
     pub(crate) definition: Arc<TableDefinition>,
+    /// The shape of the newest version, while the flush under way has another.
+    pub(crate) committed_definition: Option<Arc<TableDefinition>>,
+    /// Rows that the flush under way copied into another shape, and that are no change by that.
+    pub(crate) carried: u64,
     pub(crate) state: TableState,
     /// Absent for a table without a key, or once it failed.
     pub(crate) index: Option<KeyIndex>,
@@ -117,6 +122,8 @@ impl MirrorTable {
             location,
             options,
             definition,
+            committed_definition: None,
+            carried: 0,
             state,
             index,
             vectors,
@@ -161,6 +168,10 @@ impl MirrorTable {
     /// unreferenced.
     pub fn abandon(&mut self) {
         self.flush.clear();
+        self.carried = 0;
+        if let Some(definition) = self.committed_definition.take() {
+            self.define(definition);
+        }
         if let Some(index) = &mut self.index {
             index.discard_staged();
         }

@@ -37,7 +37,8 @@ impl WriterOptions {
             target_file_rows: 16_000_000,
             target_file_bytes: 128 << 20,
             zstd_level: 1,
-            pending_bytes: 64 << 20,
+            // Buffers grow by doubling and keys are kept beside the rows, so this is about a third of what is held.
+            pending_bytes: 16 << 20,
             // Some ten seconds for a store to come back.
             commit_attempts: 8,
             checkpoint_every: 100,

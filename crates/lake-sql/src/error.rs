@@ -11,28 +11,17 @@ use wal_decoder::Lsn;
 /// Sources are chained and boxed where they are large; a message says where, what and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LakeSqlError {
-    /// The lake's address is neither a path nor a URL of a supported store.
-    #[error("`{uri}` is no lake address; write a local path or `s3://bucket/prefix`")]
-    UnsupportedUri {
-        /// the address as configured, which holds no secret
-        uri: String,
-    },
-    /// An option of the lake's store that the store does not know.
-    #[error("the store of `{uri}` has no option `{option}`; see `lake.options`")]
-    UnknownOption {
-        /// the lake's address
-        uri: String,
-        /// the option's key, never its value
-        option: String,
-    },
-    /// The local folder of the lake cannot be opened.
-    #[error("the lake's folder `{uri}` cannot be opened; create it, or correct `lake.uri`")]
-    LakeFolder {
-        /// the path as configured
-        uri: String,
-        /// what the file system said
+    /// The lake's place cannot be opened.
+    #[error(transparent)]
+    Location(#[from] object_location::LocationError),
+    /// The lake's folder has a name that no object can have.
+    #[error("the lake's folder {} cannot be addressed; give it another name", folder.display())]
+    Folder {
+        /// the folder
+        folder: std::path::PathBuf,
+        /// what is wrong with it
         #[source]
-        source: std::io::Error,
+        source: object_store::path::Error,
     },
     /// The object store answered with an error.
     #[error("reading `{at}` from the lake's store failed")]

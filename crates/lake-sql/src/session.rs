@@ -229,6 +229,9 @@ impl LakeSession {
                 candidates.push((folder, name, table));
             }
         }
+        if candidates.is_empty() {
+            candidates = self.renamed(wanted.database, parts).await?;
+        }
         if parts.len() == 1 && candidates.iter().any(|(_, name, _)| name.schema == DEFAULT_SCHEMA) {
             candidates.retain(|(_, name, _)| name.schema == DEFAULT_SCHEMA);
         }
@@ -241,6 +244,24 @@ impl LakeSession {
             }
             (None, _) => Err(LakeSqlError::NoSuchTable { name: written() }),
         }
+    }
+
+    /// Tables of this name in folders of another one: a table that is renamed at its source stays where it is.
+    async fn renamed(
+        &self,
+        database: Option<&str>,
+        parts: &[String],
+    ) -> Result<Vec<(TableFolder, TableName, DeltaTable)>, LakeSqlError> {
+        let mut candidates = Vec::new();
+        for folder in folders::find(&self.lake, Wanted { database, ..Wanted::default() }).await? {
+            // A table that cannot be opened is not the one that is asked for, as far as anyone can tell.
+            let Ok(table) = self.snapshots.newest(&self.lake, &folder.location).await else { continue };
+            let name = source_names::table_name(&folder, &table)?;
+            if source_names::answers_to(&name, parts) {
+                candidates.push((folder, name, table));
+            }
+        }
+        Ok(candidates)
     }
 
     async fn version_at(

@@ -17,13 +17,14 @@ use deltalake::kernel::MetadataValue;
 use std::sync::Arc;
 
 const SOURCE_NAME: &str = "tidewater.source_name";
+const SOURCE_SCHEMA: &str = "tidewater.source_schema";
 
 /// A table's original name.
 pub(crate) fn table_name(folder: &TableFolder, table: &DeltaTable) -> Result<TableName, LakeSqlError> {
     let state = table.snapshot().map_err(|source| table_error(&folder.location, source))?;
-    let source_name = state.metadata().configuration().get(SOURCE_NAME).map(String::as_str);
-    let (schema, table) = source_name
-        .and_then(|name| split(name, folder))
+    let property = |name: &str| state.metadata().configuration().get(name).map(String::as_str);
+    let (schema, table) = property(SOURCE_NAME)
+        .and_then(|name| split(name, folder).or_else(|| renamed(name, property(SOURCE_SCHEMA)?)))
         .unwrap_or_else(|| (folder.schema.clone(), folder.table.clone()));
     Ok(TableName { database: folder.database.clone(), schema, table })
 }
@@ -42,6 +43,12 @@ fn split(name: &str, folder: &TableFolder) -> Option<(String, String)> {
         // A history's metadata names the table whose changes it holds.
         may_hold(table_folder, table).then(|| (schema.to_owned(), format!("{table}_history")))
     })
+}
+
+/// The name of a table whose folder has an older one: only the schema tells where the name is to be split.
+fn renamed(name: &str, schema: &str) -> Option<(String, String)> {
+    let table = name.strip_prefix(schema)?.strip_prefix('.')?;
+    Some((schema.to_owned(), table.to_owned()))
 }
 
 /// Whether a table so named is what a query's name parts ask for.

@@ -308,6 +308,19 @@ async fn a_table_goes_by_the_name_it_had_at_its_source() {
 }
 
 #[tokio::test]
+async fn a_table_renamed_at_its_source_is_found_in_the_folder_of_its_first_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("shop/public/orders");
+    let named = [("tidewater.source_name", "old.stock.sa.les"), ("tidewater.source_schema", "old.stock")];
+    table_with_rows(&place, 2, &named).await;
+    let lake = open(folder.path()).await;
+    for name in ["shop.\"old.stock\".\"sa.les\"", "\"old.stock\".\"sa.les\"", "\"sa.les\""] {
+        assert_eq!(csv(&lake, &format!("SELECT count(*) FROM {name}")).await.unwrap(), ["2"], "{name}");
+    }
+    assert!(error(&lake, "SELECT * FROM shop.public.orders").await.contains("has no table"));
+}
+
+#[tokio::test]
 async fn a_column_goes_by_the_name_it_had_at_its_source() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("shop/public/t");

@@ -171,25 +171,24 @@ pub enum CoreError {
         /// What the server said.
         source: tokio_postgres::Error,
     },
-    /// The address of the core's storage cannot be used.
-    #[error(
-        "`{uri}` cannot be the storage of the core: {reason}. Write a file path, file:///… or s3://bucket/prefix"
-    )]
-    StorageAddress {
-        /// The address, without any password in it.
-        uri: String,
-        /// Why not.
-        reason: String,
+    /// The core's storage cannot be opened.
+    #[error("the storage of the core (`core.storage`) cannot be used")]
+    StorageUnusable {
+        /// What is wrong with its address, options or credentials.
+        source: object_location::LocationError,
     },
-    /// An option that the object store does not know.
+    /// The object store does not keep the promise that everything rests on.
     #[error(
-        "`core.options.{option}` is no option of the store at `{uri}`; see the list in the reference of the configuration"
+        "the store at `{uri}` let {winners} of {racers} racing writers put one object that only the first may put. \
+         Use a store that honours `If-None-Match: *`"
     )]
-    StorageOption {
+    NoConditionalPut {
         /// The storage's address.
         uri: String,
-        /// The option's name; its value may be a secret.
-        option: String,
+        /// How many were told that they had put it.
+        winners: u32,
+        /// How many tried.
+        racers: u32,
     },
     /// The object store refused, or could not be reached after several attempts.
     #[error("cannot {action} `{object}`")]
@@ -331,13 +330,13 @@ pub enum CoreError {
     },
     /// Layers waited too long for their manifest.
     #[error(
-        "layer {layer} was written {age:?} before the manifest {number} of branch {branch} that names it first, and \
-         may be collected any moment: its pages have to be captured again"
+        "layer {layer} is new in manifest {number} of branch {branch} and was written {age:?} before the one before \
+         was published: it may have been collected, and its pages have to be written again"
     )]
     LayerTooOld {
         /// The layer.
         layer: crate::ids::LayerId,
-        /// How long ago it was written.
+        /// How long before the manifest before it was written.
         age: Duration,
         /// The branch.
         branch: crate::ids::BranchId,
@@ -373,7 +372,9 @@ pub enum CoreError {
         address: String,
     },
     /// A keeper cannot listen.
-    #[error("the WAL keeper cannot listen at {address}; stop the program that does, or choose another address")]
+    #[error(
+        "the WAL keeper cannot listen at {address}; stop the program that does, or choose another address"
+    )]
     KeeperListen {
         /// Where.
         address: String,
@@ -381,7 +382,9 @@ pub enum CoreError {
         source: io::Error,
     },
     /// A keeper's certificate or key is of no use.
-    #[error("`{file}` cannot protect the WAL keeper: {problem}. It should hold a certificate chain or a private key in PEM form")]
+    #[error(
+        "`{file}` cannot protect the WAL keeper: {problem}. It should hold a certificate chain or a private key in PEM form"
+    )]
     KeeperCertificate {
         /// The file.
         file: PathBuf,
@@ -395,7 +398,9 @@ pub enum CoreError {
         source: Box<postgres_connector::Error>,
     },
     /// Two keepers on one directory would both promise.
-    #[error("another WAL keeper already uses `{directory}`: stop that one, or give this one a directory of its own")]
+    #[error(
+        "another WAL keeper already uses `{directory}`: stop that one, or give this one a directory of its own"
+    )]
     KeeperDirectoryInUse {
         /// The directory.
         directory: PathBuf,
@@ -413,7 +418,9 @@ pub enum CoreError {
         problem: String,
     },
     /// A keeper, or a proposer from a keeper's side, cannot be reached.
-    #[error("the connection with the WAL keeper at {keeper} failed while {doing}; see whether it runs and can be reached")]
+    #[error(
+        "the connection with the WAL keeper at {keeper} failed while {doing}; see whether it runs and can be reached"
+    )]
     KeeperUnreachable {
         /// Its address.
         keeper: String,
@@ -423,7 +430,9 @@ pub enum CoreError {
         source: io::Error,
     },
     /// A keeper does not answer.
-    #[error("the WAL keeper at {keeper} was silent for {limit:?} while {doing}; look at its disk and the way to it")]
+    #[error(
+        "the WAL keeper at {keeper} was silent for {limit:?} while {doing}; look at its disk and the way to it"
+    )]
     KeeperSilent {
         /// Its address.
         keeper: String,
@@ -433,7 +442,9 @@ pub enum CoreError {
         limit: Duration,
     },
     /// Bytes that are not the protocol's.
-    #[error("{keeper} does not speak the WAL keepers' protocol as it should: {problem}. Run the same version on both sides")]
+    #[error(
+        "{keeper} does not speak the WAL keepers' protocol as it should: {problem}. Run the same version on both sides"
+    )]
     KeeperProtocol {
         /// Its address.
         keeper: String,
@@ -470,7 +481,9 @@ pub enum CoreError {
         source: Box<postgres_connector::Error>,
     },
     /// Postgres is not the cluster whose branch this is.
-    #[error("Postgres is cluster {found}, and branch {log} belongs to cluster {wanted}: it was started on another data directory")]
+    #[error(
+        "Postgres is cluster {found}, and branch {log} belongs to cluster {wanted}: it was started on another data directory"
+    )]
     OtherCluster {
         /// The branch.
         log: String,

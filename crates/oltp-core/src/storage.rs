@@ -15,42 +15,36 @@
 //! [`Storage::put_if_absent`] says so, and its caller looks at what is there. Objects with a random id
 //! in their names and manifests, which carry one inside, are recognised that way.
 
+mod local_disk;
+
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io::Write as _;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::local::LocalFileSystem;
+use object_location::MissingFolder;
 use object_store::path::Path;
-use object_store::{
-    ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
-};
-use url::Url;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use uuid::Uuid;
 
 use crate::{CoreError, Result};
+use local_disk::{LOCAL_STORE, STAGED, put_durably, read_part};
 
-/// One request to a remote store; the largest object is some 32 MiB.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the client of a remote store tries one operation again on its own.
-const CLIENT_RETRIES: Duration = Duration::from_secs(45);
 /// Everything that one operation may take, attempts and pauses included.
 const OPERATION_LIMIT: Duration = Duration::from_secs(120);
 /// A store that fails this often in a row is down: the caller knows better how long to wait.
 const ATTEMPTS: u32 = 4;
 /// The pause before the second attempt; doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How errors of our own puts to a local disk name their store.
-const LOCAL_STORE: &str = "local";
-/// What names the file of a put under way on a local disk.
-const STAGED: &str = ".staged";
+
+/// Enough racing puts that a store is caught which looks first and writes then.
+const PROBE_RACERS: u32 = 16;
 
 /// What became of a put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,82 +65,28 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// Opens the storage at `uri`: a file path, `file://` or `s3://bucket/prefix`. A local folder is made
-    /// when it is missing.
-    ///
-    /// For S3, `options` are object_store's, with or without the `aws_` prefix; what is not given comes
-    /// from the environment. `allow_http` follows from an `http://` endpoint.
+    /// Opens the storage at `uri`, as [`object_location::open`] does; a local folder is made when missing.
     ///
     /// # Errors
-    /// The address or an option cannot be understood, or the folder cannot be made.
+    /// [`CoreError::StorageUnusable`]: the address, an option or the credentials cannot be used.
     pub fn open(uri: &str, options: &BTreeMap<String, String>) -> Result<Storage> {
-        let Some((scheme, _)) = uri.split_once("://") else {
-            return Storage::local(FilePath::new(uri));
+        let place = object_location::open(uri, options, MissingFolder::Create)
+            .map_err(|source| CoreError::StorageUnusable { source })?;
+        let uri = match &place.folder {
+            Some(folder) => folder.display().to_string(),
+            None => uri.trim_end_matches('/').to_owned(),
         };
-        let refused = |reason: &str| CoreError::StorageAddress {
-            uri: without_userinfo(uri),
-            reason: reason.to_owned(),
-        };
-        let url = Url::parse(uri).map_err(|error| refused(&error.to_string()))?;
-        match scheme {
-            "file" => Storage::local(&url.to_file_path().map_err(|()| refused("it is no local path"))?),
-            "s3" | "s3a" => Storage::s3(uri, &url, options),
-            _ => Err(refused("no store of this kind is known")),
-        }
+        Ok(Storage {
+            objects: place.store,
+            base: place.prefix,
+            uri: uri.into(),
+            local_root: place.folder.map(Into::into),
+        })
     }
 
     /// A storage over any object store, for stores wrapped by the caller.
     pub fn over(objects: Arc<dyn ObjectStore>, base: Path, uri: &str) -> Storage {
         Storage { objects, base, uri: uri.into(), local_root: None }
-    }
-
-    fn local(folder: &FilePath) -> Result<Storage> {
-        std::fs::create_dir_all(folder).map_err(CoreError::io("create the storage folder", folder))?;
-        let folder = folder.canonicalize().map_err(CoreError::io("find the storage folder", folder))?;
-        let uri = folder.display().to_string();
-        let objects = LocalFileSystem::new_with_prefix(&folder)
-            .map_err(|source| CoreError::Object { action: "open", object: uri.clone(), source })?
-            .with_automatic_cleanup(false);
-        Ok(Storage {
-            objects: Arc::new(objects),
-            base: Path::default(),
-            uri: uri.into(),
-            local_root: Some(folder.into()),
-        })
-    }
-
-    fn s3(uri: &str, url: &Url, options: &BTreeMap<String, String>) -> Result<Storage> {
-        let retry = RetryConfig { max_retries: 6, retry_timeout: CLIENT_RETRIES, ..RetryConfig::default() };
-        let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT);
-        let mut builder =
-            AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_url(uri);
-        for (option, value) in options {
-            let key = AmazonS3ConfigKey::from_str(option).map_err(|_| CoreError::StorageOption {
-                uri: without_userinfo(uri),
-                option: option.clone(),
-            })?;
-            builder = builder.with_config(key, value);
-        }
-        // Wherever the endpoint comes from, who names one without TLS wants it so.
-        let endpoints = [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint];
-        let endpoint = endpoints.iter().find_map(|key| builder.get_config_value(key));
-        if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
-            builder = builder.with_allow_http(true);
-        }
-        let shown = without_userinfo(uri);
-        let objects = builder.build().map_err(|source| CoreError::Object {
-            action: "open",
-            object: shown.clone(),
-            source,
-        })?;
-        let base = Path::from_url_path(url.path())
-            .map_err(|error| CoreError::StorageAddress { uri: shown.clone(), reason: error.to_string() })?;
-        Ok(Storage {
-            objects: Arc::new(objects),
-            base,
-            uri: shown.trim_end_matches('/').into(),
-            local_root: None,
-        })
     }
 
     /// Where the storage lies, as text.
@@ -188,6 +128,26 @@ impl Storage {
         self.bounded("write", path, attempt).await
     }
 
+    /// Checks that the store can be written, and that of racing puts of one name exactly one wins: who writes a
+    /// branch hangs on it, and there are stores that take the condition and ignore it.
+    ///
+    /// # Errors
+    /// [`CoreError::NoConditionalPut`], or the store failed.
+    pub async fn probe(&self) -> Result<()> {
+        let path = Path::from("probe").join(Uuid::new_v4().to_string());
+        let racers = (0..PROBE_RACERS).map(|racer| self.put_if_absent(&path, Bytes::from(racer.to_string())));
+        let outcomes = join_all(racers).await;
+        self.delete(&path).await?;
+        let mut winners = 0;
+        for outcome in outcomes {
+            winners += u32::from(outcome? == Put::Created);
+        }
+        if winners == 1 {
+            return Ok(());
+        }
+        Err(CoreError::NoConditionalPut { uri: self.uri.to_string(), winners, racers: PROBE_RACERS })
+    }
+
     /// Reads a whole object of at most `limit` bytes; `None` when there is none.
     ///
     /// # Errors
@@ -219,6 +179,13 @@ impl Storage {
     /// # Errors
     /// The store failed.
     pub async fn get_range(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
+        if let Some(file) = self.local_file(path) {
+            // One hop to a thread that may block, where the store's own way takes three.
+            let read = tokio::task::spawn_blocking(move || read_part(&file, range)).await;
+            return read
+                .unwrap_or_else(|ended| Err(ended.into()))
+                .map_err(CoreError::io("read", self.name_of(path)));
+        }
         let attempt = || async {
             match self.objects.get_range(&self.full(path), range.clone()).await {
                 Ok(bytes) => Ok(Some(bytes)),
@@ -278,6 +245,21 @@ impl Storage {
             }
         };
         self.bounded("delete", path, attempt).await
+    }
+
+    /// Forgets a folder without objects: on a local disk it would stay for ever. Nobody may be putting
+    /// something into it.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub async fn forget_empty_folder(&self, folder: &Path) -> Result<()> {
+        let Some(path) = self.local_file(folder) else { return Ok(()) };
+        match tokio::fs::remove_dir(&path).await {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                Err(CoreError::io("remove the empty folder", path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Deletes what puts left behind that were interrupted by a crash, when it is older than `age`.
@@ -382,59 +364,10 @@ pub(crate) fn last_part(path: &Path) -> Option<String> {
     Some(name.decode_utf8().ok()?.into_owned())
 }
 
-async fn put_durably(file: PathBuf, bytes: Bytes, path: &Path) -> object_store::Result<()> {
-    match tokio::task::spawn_blocking(move || link_durably(&file, &bytes)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(source)) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(object_store::Error::AlreadyExists { path: path.to_string(), source: source.into() })
-        }
-        Ok(Err(source)) => Err(object_store::Error::Generic { store: LOCAL_STORE, source: source.into() }),
-        Err(source) => Err(object_store::Error::JoinError { source }),
-    }
-}
-
-/// The name appears only with its whole content, and both survive a power cut.
-fn link_durably(file: &FilePath, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = file.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
-    create_folder_durably(folder)?;
-    let staged = folder.join(format!(".{}{STAGED}", Uuid::new_v4()));
-    let written = (|| {
-        let mut output = std::fs::File::create_new(&staged)?;
-        output.write_all(bytes)?;
-        output.sync_all()?;
-        std::fs::hard_link(&staged, file)
-    })();
-    // A staged file left behind is named so that nobody takes it for an object.
-    let removed = std::fs::remove_file(&staged);
-    written?;
-    removed?;
-    std::fs::File::open(folder)?.sync_all()
-}
-
-/// Makes `folder` and what is missing above it, each entry synced in the folder that holds it.
-fn create_folder_durably(folder: &FilePath) -> std::io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let above = folder.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
-    create_folder_durably(above)?;
-    match std::fs::create_dir(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => std::fs::File::open(above)?.sync_all(),
-    }
-}
-
-/// An address that may carry a password is cut back to what is safe to show.
-fn without_userinfo(uri: &str) -> String {
-    match (uri.split_once("://"), uri.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
-        _ => uri.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn local() -> (tempfile::TempDir, Storage) {
         let folder = tempfile::tempdir().unwrap();
@@ -468,6 +401,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nobody_else_reads_what_is_put_on_a_local_disk() {
+        let (folder, storage) = local();
+        storage.put_if_absent(&Path::from("projects/shop/1"), Bytes::from_static(b"rows")).await.unwrap();
+        for (name, mode) in [("projects", 0o700), ("projects/shop", 0o700), ("projects/shop/1", 0o600)] {
+            let metadata = folder.path().join(name).metadata().unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o777, mode, "{name}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_put_that_a_crash_interrupted_is_no_object_and_is_cleared_away() {
         let (folder, storage) = local();
         let staged = folder.path().join(format!(".{}{STAGED}", Uuid::new_v4()));
@@ -482,20 +425,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_store_that_lets_one_of_racing_puts_win_passes_the_probe() {
+        let (folder, storage) = local();
+        storage.probe().await.unwrap();
+        assert_eq!(storage.list(&Path::default(), None).await.unwrap(), []);
+        drop(folder);
+    }
+
+    #[tokio::test]
     async fn an_object_larger_than_its_kind_is_not_read_into_memory() {
         let (_folder, storage) = local();
         let path = Path::from("large");
         storage.put_if_absent(&path, Bytes::from(vec![0; 100])).await.unwrap();
         let error = storage.get(&path, 99).await.unwrap_err();
         assert!(matches!(error, CoreError::ObjectDamaged { .. }), "{error}");
-    }
-
-    #[test]
-    fn an_address_of_another_kind_is_refused_without_its_password() {
-        let error = Storage::open("ftp://me:hunter2@host/core", &BTreeMap::new()).unwrap_err().to_string();
-        assert!(error.contains("ftp://host/core") && !error.contains("hunter2"), "{error}");
-        let options = BTreeMap::from([("acess_key".to_owned(), "hunter2".to_owned())]);
-        let error = Storage::open("s3://bucket/core", &options).unwrap_err().to_string();
-        assert!(error.contains("acess_key") && !error.contains("hunter2"), "{error}");
     }
 }

@@ -66,6 +66,14 @@ impl TableState {
         }
     }
 
+    /// A load under way, beside a copy that is in the lake already or as the first.
+    pub fn of_load(in_lake: bool, rows_done: u64, rows_estimated: Option<u64>) -> TableState {
+        match in_lake {
+            true => TableState::Reloading { rows_done, rows_estimated },
+            false => TableState::Loading { rows_done, rows_estimated },
+        }
+    }
+
     /// Rows copied and their estimate, while a load is under way.
     pub fn load(self) -> Option<(u64, Option<u64>)> {
         match self {

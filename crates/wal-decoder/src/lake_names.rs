@@ -24,8 +24,11 @@ pub fn folder_name(source: &str) -> String {
 ///
 /// Two that are equal ignoring case could not be told apart where file names ignore it: the first keeps
 /// its name, each later one's table folder gets `_` and six hex digits of its name's SHA-256.
-pub fn table_folders(tables: &[(&str, &str)]) -> Vec<[String; 2]> {
-    let mut taken = HashSet::with_capacity(tables.len());
+///
+/// Folders of tables that came earlier are `taken`.
+pub fn table_folders(tables: &[(&str, &str)], taken: &[[String; 2]]) -> Vec<[String; 2]> {
+    let mut taken: HashSet<String> =
+        taken.iter().map(|[schema, table]| format!("{schema}/{table}").to_lowercase()).collect();
     tables
         .iter()
         .map(|(schema, table)| {
@@ -44,10 +47,20 @@ pub fn table_folders(tables: &[(&str, &str)]) -> Vec<[String; 2]> {
 /// could not be told apart by readers that ignore it: the first keeps its name, each later one gets `_`
 /// and the first six hex digits of the SHA-256 of its name in Postgres.
 pub fn lake_column_names(source: &[String]) -> Vec<String> {
-    let mut taken = HashSet::with_capacity(source.len());
+    lake_column_names_beside(source, &vec![None; source.len()])
+}
+
+/// As [`lake_column_names`], where some columns have a name already, which stays theirs.
+pub fn lake_column_names_beside(source: &[String], kept: &[Option<String>]) -> Vec<String> {
+    let mut taken: HashSet<String> = kept.iter().flatten().map(|name| name.to_lowercase()).collect();
+    let kept = kept.iter().chain(std::iter::repeat(&None));
     source
         .iter()
-        .map(|name| first_free(&clean_column_name(name), name, |chosen| taken.insert(chosen.to_lowercase())))
+        .zip(kept)
+        .map(|(name, kept)| match kept {
+            Some(kept) => kept.clone(),
+            None => first_free(&clean_column_name(name), name, |chosen| taken.insert(chosen.to_lowercase())),
+        })
         .collect()
 }
 
@@ -110,13 +123,9 @@ mod tests {
 
     #[test]
     fn tables_that_differ_in_case_get_folders_of_their_own() {
-        let folders = table_folders(&[
-            ("public", "Orders"),
-            ("public", "orders"),
-            ("other", "orders"),
-            ("p", "a b"),
-            ("p", "a_b"),
-        ]);
+        let tables =
+            [("public", "Orders"), ("public", "orders"), ("other", "orders"), ("p", "a b"), ("p", "a_b")];
+        let folders = table_folders(&tables, &[]);
         assert_eq!(folders[0], ["public", "Orders"]);
         assert_eq!(folders[1], ["public".to_owned(), format!("orders_{}", hash_digits("orders", 6))]);
         assert_eq!(folders[2], ["other", "orders"]);
@@ -130,6 +139,23 @@ mod tests {
         let names = columns(&["id", &hashed, "ID"]);
         assert_eq!(names[1], hashed);
         assert!(names[2].starts_with(&hashed) && names[2].len() == hashed.len() + 2);
+    }
+
+    #[test]
+    fn a_column_that_has_its_name_keeps_it_whatever_comes_before_it() {
+        let source = ["id", "ID", "note"].map(str::to_owned);
+        let kept = [None, None, Some("id".to_owned())];
+        let names = lake_column_names_beside(&source, &kept);
+        assert_eq!(names[2], "id");
+        assert!(names[0].starts_with("id_") && names[1].starts_with("ID_"), "{names:?}");
+    }
+
+    #[test]
+    fn a_later_table_does_not_take_the_folder_of_one_that_was_renamed() {
+        let taken = ["public".to_owned(), "Orders".to_owned()];
+        let folders = table_folders(&[("public", "orders"), ("public", "lines")], &[taken]);
+        assert_eq!(folders[0][1], format!("orders_{}", hash_digits("orders", 6)));
+        assert_eq!(folders[1][1], "lines");
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod value_text;
 pub use change_builder::{BuilderOptions, ChangeBuilder};
 pub use column_set::DeadLetter;
 pub use copy::{CopyDecoder, CopyError};
-pub use lake_names::{folder_name, lake_column_names, table_folders};
+pub use lake_names::{folder_name, lake_column_names, lake_column_names_beside, table_folders};
 pub use lsn::{Lsn, ParseLsnError};
 pub use pg_timestamp::PgTimestamp;
 pub use pg_type::{MAX_DECIMAL_PRECISION, PgType};

@@ -4,6 +4,9 @@
 //! side, and the Delta type follows from the Arrow type alone. Domains are resolved to their base type
 //! before they get here; every type without a row of its own in the map is [`PgType::Text`].
 
+use crate::ValueError;
+use crate::column::Column;
+use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use std::sync::Arc;
 
@@ -80,6 +83,13 @@ impl PgType {
         }
     }
 
+    /// One value, given as text, as an array of one. What Delta cannot hold is an error.
+    pub fn single_value(&self, text: &str) -> Result<ArrayRef, ValueError> {
+        let mut column = Column::new(self);
+        column.append_text(text.as_bytes())?;
+        Ok(column.take())
+    }
+
     /// The item of a list of this type. Delta's arrays call it `element`, as Parquet's three-level lists do.
     pub(crate) fn element_field(&self) -> FieldRef {
         Arc::new(Field::new("element", self.arrow_type(), true))
@@ -126,6 +136,14 @@ impl PgType {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_single_value_is_an_array_of_one() {
+        let value = PgType::Decimal { precision: 10, scale: 2 }.single_value("1.5").unwrap();
+        assert_eq!(value.len(), 1);
+        assert_eq!(arrow::util::display::array_value_to_string(&value, 0).unwrap(), "1.50");
+        assert!(PgType::Date.single_value("infinity").is_err());
+    }
 
     #[test]
     fn arrays_are_lists_of_nullable_elements() {

@@ -84,6 +84,18 @@ impl TypeCatalog {
         self.entries.contains_key(&oid)
     }
 
+    /// The type that a domain is made over, however many domains lie between; any other type itself.
+    pub fn base_of(&self, oid: u32) -> u32 {
+        let mut base = oid;
+        for _ in 0..DEEPEST {
+            match self.entries.get(&base) {
+                Some(entry) if entry.kind == 'd' => base = entry.base,
+                _ => break,
+            }
+        }
+        base
+    }
+
     /// What values of a column with this type and type modifier are.
     pub fn resolve(&self, oid: u32, typmod: i32, options: &TypeOptions) -> PgType {
         let resolved = self.native(oid, typmod, DEEPEST);
@@ -227,6 +239,7 @@ mod tests {
             array(104, 103),
         ]);
         assert_eq!(catalog.resolve(101, -1, &NATIVE), numeric);
+        assert_eq!((catalog.base_of(101), catalog.base_of(1231), catalog.base_of(7)), (1700, 1231, 7));
         assert_eq!(catalog.resolve(1231, typmod(10, 2), &NATIVE), list(numeric.clone()));
         assert_eq!(catalog.resolve(1231, -1, &NATIVE), list(PgType::Text));
         assert_eq!(catalog.resolve(102, -1, &NATIVE), list(numeric.clone()));

@@ -5,6 +5,7 @@ use super::{Finding, RequestedTables, Severity};
 use crate::catalog::{ReplicaIdentity, SkipReason, SourceTable, list_tables};
 use crate::client::Client;
 use crate::error::Result;
+use crate::event_trigger;
 use crate::object_name::{quote_identifier, quote_qualified};
 use crate::publication::{PublicationNames, PublishedTable, create_statement, publication_names};
 use std::collections::{HashMap, HashSet};
@@ -68,9 +69,23 @@ pub(super) async fn findings(
             },
         }
     }
+    findings.push(column_changes(client, instance, database).await?);
     let names = publication_names(instance, database);
     findings.extend(publishing(client, facts, &names, [&keyed, &inserts], &rights).await?);
     Ok(findings)
+}
+
+/// Whether changes of columns stand in the stream at their place.
+async fn column_changes(client: &Client, instance: &str, database: &str) -> Result<Finding> {
+    let installed = event_trigger::is_installed(client, instance, database).await?;
+    let found = match installed {
+        true => "its event trigger is there: changes of columns are followed at their place between the rows",
+        false => {
+            "there is no event trigger (only a superuser may install it): changes of columns are followed by \
+             looking at the catalog, and a table whose columns change several times at once is loaded anew"
+        }
+    };
+    Ok(Finding::new(Severity::Ok, "event-trigger", client.place(), found))
 }
 
 /// What the table's own definition means for syncing it.

@@ -63,8 +63,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Staged entries beyond this many (32 MiB) move to a file.
-const MAX_STAGED_IN_MEMORY: usize = 1 << 20;
+/// Staged entries beyond this many (8 MiB, and as much again while layers are merged) move to a file.
+const MAX_STAGED_IN_MEMORY: usize = 1 << 18;
 /// More committed runs than this, and a commit waits for the merge that makes them fewer.
 const MAX_RUNS: usize = 40;
 

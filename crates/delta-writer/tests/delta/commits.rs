@@ -8,6 +8,7 @@ use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
 use delta_writer::{DeltaError, Lake, MirrorTable, TableLocation, open_lake, probe_put_if_absent};
 use deltalake::datafusion::prelude::SessionContext;
+use object_location::LocationError;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
@@ -277,7 +278,10 @@ async fn a_store_nobody_supports_is_refused_by_name() {
     assert!(error.to_string().contains("ftp://"), "{error}");
     let options = BTreeMap::from([("colour".to_owned(), "red".to_owned())]);
     let error = open_lake("s3://bucket/lake", &options).unwrap_err();
-    assert!(matches!(&error, DeltaError::UnknownLakeOption { option, .. } if option == "colour"), "{error}");
+    assert!(
+        matches!(&error, DeltaError::Location(LocationError::UnknownOption { option, .. }) if option == "colour"),
+        "{error}"
+    );
     let nowhere: TableLocation = Bench::new().lake.table(&["a", "b"]);
     let options = delta_writer::WriterOptions::new("unused");
     assert!(MirrorTable::open(nowhere, options).await.unwrap().is_none());

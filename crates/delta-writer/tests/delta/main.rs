@@ -10,6 +10,7 @@
 //! | `commits` | what do lost answers, second daemons and foreign writers do? |
 //! | `compaction` | do rows survive being moved, and deleted ones stay deleted? |
 //! | `expiry` | does every version inside the promise stay readable, and does the rest go? |
+//! | `reshape` | do columns come, go and change their names without a row lost? |
 //! | `s3` | is it the same over S3? |
 //!
 //! Crash points are armed for a whole process, so their tests are a binary of their own beside this one.
@@ -28,5 +29,6 @@ mod expiry;
 mod history;
 mod mirror;
 mod multiset;
+mod reshape;
 mod s3;
 mod support;

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{BranchState, Manifest, ManifestHead};
 use super::publishing::CONCURRENT_READS;
 use super::{PageStore, object_names};
-use crate::ids::{BranchId, BranchName, ManifestNumber, ManifestUid, ProjectName};
+use crate::ids::{BranchId, BranchName, ManifestUid, ProjectName};
 use crate::storage::Put;
 use crate::{CoreError, Result, Timestamp};
 
@@ -33,10 +33,10 @@ const CLAIM_LIMIT: u64 = 4096;
 /// Every round lost means that somebody else got on; nobody loses this often by chance.
 const ROUNDS: usize = 16;
 
-/// What a claim on a name says.
+/// What a claim on a name says: whose it is, or that it is nobody's any more.
 #[derive(Debug, Serialize, Deserialize)]
 struct NameClaim {
-    branch: BranchId,
+    branch: Option<BranchId>,
 }
 
 impl PageStore {
@@ -71,9 +71,9 @@ impl PageStore {
         name: &BranchName,
     ) -> Result<Option<Arc<ManifestHead>>> {
         let Some((number, _)) = self.claims(project, name).await?.pop() else { return Ok(None) };
-        let branch = self.claimant(project, name, number).await?;
+        let Some(branch) = self.claimant(project, name, number).await? else { return Ok(None) };
         let head = self.latest_head(project, branch).await?;
-        Ok(head.filter(|head| head.state == BranchState::Live))
+        Ok(head.filter(|head| head.state == BranchState::Live && head.name == *name))
     }
 
     /// All branches of a project by name: the heads of their newest manifests.
@@ -87,27 +87,80 @@ impl PageStore {
         Ok(heads)
     }
 
+    /// Gives a branch another name; the one that it had is free then. No compute may run on it: its next
+    /// manifest would be refused.
+    ///
+    /// # Errors
+    /// [`CoreError::NoSuchBranch`], [`CoreError::BranchExists`], or the store failed. A rename that was cut short
+    /// between two puts leaves the branch under its new name and frees the old one a few minutes later.
+    pub async fn rename_branch(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+        name: &BranchName,
+    ) -> Result<Arc<Manifest>> {
+        let present = self.live(project, branch).await?;
+        let old = present.head.name.clone();
+        if old == *name {
+            return Ok(present);
+        }
+        let claim = self.claim_name(project, name, branch).await?;
+        let renamed = self.publish_next(project, branch, |head| head.name = name.clone()).await?;
+        if self.claims(project, name).await?.last().is_some_and(|(last, _)| *last > claim) {
+            self.publish_next(project, branch, |head| head.name = old.clone()).await?;
+            return Err(exists(project, name));
+        }
+        if let Some((last, _)) = self.claims(project, &old).await?.pop()
+            && self.claimant(project, &old, last).await? == Some(branch)
+        {
+            // Whoever takes the number first has seen that the name is free.
+            self.put_claim(project, &old, last.saturating_add(1), None).await?;
+        }
+        Ok(renamed)
+    }
+
     /// Deletes a branch. Its children stay what they are; a compute that runs on it learns of it when it
     /// publishes next. The objects go with the next [`collect`](PageStore::collect) after the grace period.
     ///
     /// # Errors
     /// [`CoreError::NoSuchBranch`], or the store failed.
     pub async fn delete_branch(&self, project: &ProjectName, branch: BranchId) -> Result<()> {
-        for _ in 0..ROUNDS {
-            let latest = self.latest(project, branch).await?;
-            let Some(latest) = latest.filter(|latest| latest.head.state == BranchState::Live) else {
-                return Err(CoreError::NoSuchBranch {
-                    project: project.to_string(),
-                    branch: branch.to_string(),
-                });
-            };
-            match self.publish(&Arc::new(tombstone(&latest))).await {
+        self.publish_next(project, branch, |head| head.state = BranchState::Deleted).await.map(drop)
+    }
+
+    /// Publishes the newest manifest of a branch again with another head; that of a deleted one names nothing.
+    async fn publish_next(
+        &self,
+        project: &ProjectName,
+        branch: BranchId,
+        change: impl Fn(&mut ManifestHead),
+    ) -> Result<Arc<Manifest>> {
+        let mut rounds = ROUNDS;
+        loop {
+            let mut next = Manifest::clone(&*self.live(project, branch).await?);
+            next.head.number = next.head.number.next();
+            next.head.uid = ManifestUid::random();
+            next.head.published_at = Timestamp::now();
+            change(&mut next.head);
+            if next.head.state == BranchState::Deleted {
+                next.body.clear();
+            }
+            let next = Arc::new(next);
+            rounds -= 1;
+            match self.put_manifest(&next).await {
+                Ok(()) => return Ok(next),
                 // A compute published in between: its manifest is the one to follow.
-                Err(CoreError::AlreadyPublished { .. } | CoreError::Fenced { .. }) => {}
-                outcome => return outcome,
+                Err(CoreError::AlreadyPublished { .. } | CoreError::Fenced { .. }) if rounds > 0 => {}
+                Err(error) => return Err(error),
             }
         }
-        Err(CoreError::AlreadyPublished { branch, number: ManifestNumber::default() })
+    }
+
+    async fn live(&self, project: &ProjectName, branch: BranchId) -> Result<Arc<Manifest>> {
+        let latest = self.latest(project, branch).await?;
+        latest.filter(|latest| latest.head.state == BranchState::Live).ok_or_else(|| {
+            CoreError::NoSuchBranch { project: project.to_string(), branch: branch.to_string() }
+        })
     }
 
     /// The heads of the newest manifests of all branches, deleted ones included.
@@ -128,26 +181,39 @@ impl PageStore {
 
     /// Takes a name for a branch that is about to be made; the number of the claim.
     async fn claim_name(&self, project: &ProjectName, name: &BranchName, branch: BranchId) -> Result<u32> {
-        let json = serde_json::to_vec(&NameClaim { branch })
-            .map_err(|error| self.damaged(&object_names::name_claims(project, name), error.to_string()))?;
-        let json = Bytes::from(json);
         for _ in 0..ROUNDS {
             let last = self.claims(project, name).await?.pop();
             let next = match &last {
                 None => 1,
+                // Ours, by an attempt that was cut short.
+                Some((number, _)) if self.claimant(project, name, *number).await? == Some(branch) => {
+                    return Ok(*number);
+                }
                 Some((number, meta)) if self.is_free(project, name, *number, meta).await? => {
                     number.saturating_add(1)
                 }
                 Some(_) => return Err(exists(project, name)),
             };
-            let path = object_names::name_claim(project, name, next);
-            if self.storage.put_if_absent(&path, json.clone()).await? == Put::Created
-                || self.claimant(project, name, next).await? == branch
-            {
+            if self.put_claim(project, name, next, Some(branch)).await? {
                 return Ok(next);
             }
         }
         Err(exists(project, name))
+    }
+
+    /// Whether the claim of this number is the one given here.
+    async fn put_claim(
+        &self,
+        project: &ProjectName,
+        name: &BranchName,
+        number: u32,
+        branch: Option<BranchId>,
+    ) -> Result<bool> {
+        let path = object_names::name_claim(project, name, number);
+        let json = serde_json::to_vec(&NameClaim { branch })
+            .map_err(|error| self.damaged(&path, error.to_string()))?;
+        Ok(self.storage.put_if_absent(&path, Bytes::from(json)).await? == Put::Created
+            || self.claimant(project, name, number).await? == branch)
     }
 
     /// Whether the last claim on a name holds no longer.
@@ -158,14 +224,21 @@ impl PageStore {
         claim: u32,
         meta: &ObjectMeta,
     ) -> Result<bool> {
-        let holder = self.claimant(project, name, claim).await?;
+        let Some(holder) = self.claimant(project, name, claim).await? else { return Ok(true) };
         match self.latest_head(project, holder).await? {
-            Some(head) => Ok(head.state == BranchState::Deleted),
-            None => Ok(Timestamp::now().since(meta.last_modified.into()) > CLAIM_ABANDONED),
+            Some(head) if head.state == BranchState::Deleted => Ok(true),
+            Some(head) if head.name == *name => Ok(false),
+            // Being made or renamed, unless whoever was at it died.
+            _ => Ok(Timestamp::now().since(meta.last_modified.into()) > CLAIM_ABANDONED),
         }
     }
 
-    async fn claimant(&self, project: &ProjectName, name: &BranchName, claim: u32) -> Result<BranchId> {
+    async fn claimant(
+        &self,
+        project: &ProjectName,
+        name: &BranchName,
+        claim: u32,
+    ) -> Result<Option<BranchId>> {
         let path = object_names::name_claim(project, name, claim);
         let json = self.storage.get(&path, CLAIM_LIMIT).await?;
         let json = json.ok_or_else(|| CoreError::ObjectMissing { object: self.storage.name_of(&path) })?;
@@ -192,21 +265,4 @@ impl PageStore {
 
 fn exists(project: &ProjectName, name: &BranchName) -> CoreError {
     CoreError::BranchExists { project: project.to_string(), branch: name.to_string() }
-}
-
-/// The manifest that ends a branch. It names nothing any more, and keeps its number from being taken.
-fn tombstone(latest: &Manifest) -> Manifest {
-    let mut tombstone = latest.clone();
-    let head = &mut tombstone.head;
-    head.number = head.number.next();
-    head.uid = ManifestUid::random();
-    head.state = BranchState::Deleted;
-    head.published_at = Timestamp::now();
-    let body = &mut tombstone.body;
-    body.wal.clear();
-    body.directories.clear();
-    body.files.clear();
-    body.symlinks.clear();
-    body.layers.clear();
-    tombstone
 }

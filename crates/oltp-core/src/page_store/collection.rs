@@ -7,15 +7,19 @@
 //!   4  delete the candidates without a mark, and WAL that no mark needs
 //! ```
 //!
+//! A candidate without a mark stays nevertheless while its writer may name it yet: while the branch has not
+//! published for a grace period after it was written, and no newer term has taken over. A compute whose
+//! manifests cannot be published because the keepers are away reads from such layers for hours.
+//!
 //! The order is the proof. A manifest that appears after step 3 names layers of three origins:
 //!
 //! * its predecessor's: which was there at step 3, or by induction names what was;
 //! * a manifest's that it copies (a branch, a restore): its publisher looks *afterwards* whether that one
 //!   is still there, so it was not deleted in step 2, and marked;
-//! * new ones: written less than half a grace period ago ([`publish`](PageStore::publish) insists), so no
-//!   candidates.
+//! * new ones: written at most half a grace period before its predecessor was published, on which
+//!   [`publish`](PageStore::publish) insists.
 //!
-//! Ages compare the store's clock with ours; they may differ by a good part of the grace period.
+//! Ages compare the store's clock with ours and the publisher's; half a grace period is for their differences.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -26,11 +30,11 @@ use object_store::ObjectMeta;
 use object_store::path::Path;
 use serde::Serialize;
 
-use super::manifest::{BranchState, Manifest, WalSpan};
+use super::manifest::{BranchState, Manifest, ManifestHead, WalSpan};
 use super::object_names::{self, WalChunkName};
 use super::publishing::CONCURRENT_READS;
 use super::{GRACE, PageStore, retention};
-use crate::ids::{BranchId, LayerId, ProjectName, Timeline};
+use crate::ids::{BranchId, LayerId, ProjectName, Term};
 use crate::storage::last_part;
 use crate::{CoreError, Result, Timestamp};
 
@@ -54,23 +58,27 @@ pub struct Collection {
 struct Marks {
     layers: HashSet<LayerId>,
     wal: HashSet<WalSpan>,
-    /// The timeline of each live branch's newest manifest: WAL of a later one is of a compute that has
-    /// not published yet.
-    timelines: BTreeMap<BranchId, Timeline>,
+    /// How far each live branch is.
+    branches: BTreeMap<BranchId, Arc<ManifestHead>>,
 }
 
 impl Marks {
     fn add(&mut self, manifest: &Manifest) {
         self.layers.extend(manifest.body.layers.iter().map(|layer| layer.id));
         self.wal.extend(manifest.body.wal.iter().cloned());
-        if manifest.head.state == BranchState::Live {
-            let newest = self.timelines.entry(manifest.head.branch).or_default();
-            *newest = manifest.head.timeline.max(*newest);
+    }
+
+    /// Whether nobody has any use for a layer that nothing names.
+    fn is_abandoned(&self, branch: BranchId, term: Term, written: Timestamp) -> bool {
+        match self.branches.get(&branch) {
+            Some(newest) => newest.term > term || written < newest.published_at.before(GRACE),
+            None => true,
         }
     }
 
     fn needs(&self, project: &ProjectName, branch: BranchId, chunk: WalChunkName) -> bool {
-        self.timelines.get(&branch).is_some_and(|newest| chunk.timeline > *newest)
+        // WAL of a later timeline is of a compute that has not published yet.
+        self.branches.get(&branch).is_some_and(|newest| chunk.timeline > newest.timeline)
             || self.wal.iter().any(|span| {
                 (&span.project, span.branch, span.timeline) == (project, branch, chunk.timeline)
                     && span.from < chunk.end
@@ -108,12 +116,17 @@ impl PageStore {
             let paths =
                 expired.iter().map(|number| object_names::manifest(project, branch, *number)).collect();
             collection.manifests += self.delete_all(paths).await?;
+            if expired.len() == heads.len() {
+                self.storage.forget_empty_folder(&object_names::branch(project, branch)).await?;
+            }
         }
 
         let mut marks = Marks::default();
         self.mark(project, &mut marks).await?;
         let is_garbage = |marks: &Marks, object: &ObjectMeta| match object_names::layer_id(&object.location) {
-            Some((_, id)) => !marks.layers.contains(&id),
+            Some((branch, term, id)) => {
+                !marks.layers.contains(&id) && marks.is_abandoned(branch, term, object.last_modified.into())
+            }
             None => false,
         };
         layers.retain(|object| is_garbage(&marks, object));
@@ -144,12 +157,16 @@ impl PageStore {
                     outcome => outcome.map(Some),
                 }
             });
+            let mut newest = None;
             let mut manifests = stream::iter(reads).buffered(CONCURRENT_READS);
             while let Some(manifest) = manifests.try_next().await? {
                 if let Some(manifest) = manifest {
                     marks.add(&manifest);
+                    newest = Some(Arc::new(manifest.head.clone()));
                 }
             }
+            let live = newest.filter(|head| head.state == BranchState::Live);
+            marks.branches.extend(live.map(|head| (branch, head)));
         }
         Ok(())
     }

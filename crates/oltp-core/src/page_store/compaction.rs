@@ -16,7 +16,8 @@
 //!
 //! The result is applied to whatever manifest is published next ([`Compaction::apply`]): captures go on
 //! meanwhile. The pages of dropped files and truncated tails can go because nothing will ask for them:
-//! file numbers are never used again, and a tail that was cut off stays dead to layers as old as these.
+//! file numbers are never used again, and a tail that was cut off stays dead to layers as old as these. A
+//! compaction that takes longer than half a grace period comes too late, and is made anew.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -89,8 +90,8 @@ impl PageStore {
                     .extend(whole.into_iter().map(|layer| LayerRef { sequence: newest.sequence, ..layer }));
                 merged.push(parts);
             }
-            let project = &view.manifest().head.project;
-            let mut writer = self.write_layers(project, term, newest.sequence)?;
+            let head = &view.manifest().head;
+            let mut writer = self.write_layers(&head.project, head.branch, term, newest.sequence)?;
             // A run may not span a layer that is taken over: two layers of one age would overlap.
             let borders = compaction.added.iter().map(|layer| layer.first).collect();
             LayerMerge::new(self, view, merged).run(&mut writer, borders).await?;
@@ -136,7 +137,7 @@ fn is_all_alive(view: &ManifestView, layer: &LayerRef, sequence: LayerSequence) 
     // A wide range of file numbers is looked at file by file; beyond this it is as well to merge.
     const FILES_LIMIT: u64 = 4096;
     let files = layer.first.file.0..=layer.last.file.0;
-    layer.last.file.0 - layer.first.file.0 < FILES_LIMIT
+    layer.last.file.0.saturating_sub(layer.first.file.0) < FILES_LIMIT
         && files.into_iter().all(|id| {
             view.file(FileId(id)).is_some_and(|file| {
                 file.truncations.iter().all(|cut| cut.sequence <= layer.sequence || cut.sequence > sequence)

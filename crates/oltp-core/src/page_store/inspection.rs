@@ -14,16 +14,17 @@ use object_store::ObjectMeta;
 use serde::Serialize;
 
 use super::PageStore;
-use super::layer_format::LayerObject;
+use super::layer_format::{self, LayerObject};
 use super::manifest::{BranchState, LayerRef, Manifest};
 use super::manifest_view::strata;
 use super::object_names::{self, WalChunkName};
 use super::page::RelationFile;
 use crate::ids::{BranchId, BranchName, FileId, LayerId, ManifestNumber, ProjectName};
+use crate::wal_keeper::WalChunk;
 use crate::{CoreError, Result, Timestamp};
 
-/// No layer is larger, even one whose pages do not compress.
-const LAYER_LIMIT: u64 = 256 << 20;
+/// A segment of WAL and what is written about it.
+const WAL_CHUNK_LIMIT: u64 = (16 << 20) + 4096;
 
 /// What is in a storage, and what is wrong with it.
 #[derive(Debug, Clone, Serialize)]
@@ -215,7 +216,7 @@ impl PageStore {
         for object in self.storage.list(&object_names::layers(project), None).await? {
             report.layers.add(object.size);
             match object_names::layer_id(&object.location) {
-                Some((_, id)) => drop(present.insert(id, object)),
+                Some((_, _, id)) => drop(present.insert(id, object)),
                 None => report
                     .defect(self.storage.name_of(&object.location), "it is not named as a layer".to_owned()),
             }
@@ -225,14 +226,16 @@ impl PageStore {
             if reference.is_none() {
                 report.unreferenced_layers.add(object.size);
             }
-            if let Some(Some(bytes)) = report.note(self.storage.get(&object.location, LAYER_LIMIT).await)? {
+            if let Some(Some(bytes)) =
+                report.note(self.storage.get(&object.location, layer_format::OBJECT_LIMIT).await)?
+            {
                 report.check_layer(&self.storage.name_of(&object.location), &bytes, reference, references);
             }
         }
         for reference in references.layers.values().filter(|reference| !present.contains_key(&reference.id)) {
             // A template's, or one that is gone.
             let path = object_names::layer(reference);
-            match self.storage.get(&path, LAYER_LIMIT).await {
+            match self.storage.get(&path, layer_format::OBJECT_LIMIT).await {
                 Ok(None) => report
                     .defect(self.storage.name_of(&path), "a manifest names it, and it is missing".to_owned()),
                 Ok(Some(bytes)) => {
@@ -247,11 +250,15 @@ impl PageStore {
     async fn inspect_wal(&self, project: &ProjectName, report: &mut ProjectInspection) -> Result<()> {
         for object in self.storage.list(&object_names::wal_of_project(project), None).await? {
             report.wal_chunks.add(object.size);
-            if WalChunkName::parse(&object.location).is_none() {
-                report.defect(
-                    self.storage.name_of(&object.location),
-                    "it is not named as a chunk of WAL".to_owned(),
-                );
+            let name = self.storage.name_of(&object.location);
+            let Some(chunk) = WalChunkName::parse(&object.location) else {
+                report.defect(name, "it is not named as a chunk of WAL".to_owned());
+                continue;
+            };
+            // One that was trimmed since the listing is no loss.
+            let read = report.note(self.storage.get(&object.location, WAL_CHUNK_LIMIT).await)?;
+            if let Some(Err(reason)) = read.flatten().map(|bytes| WalChunk::decode(chunk, bytes)) {
+                report.defect(name, reason.to_owned());
             }
         }
         Ok(())

@@ -24,6 +24,10 @@ pub const WINDOW_BLOCKS: u32 = 16;
 
 const ENTRY_BYTES: usize = 32;
 pub(super) const FOOTER_BYTES: usize = 40;
+/// No layer is larger, even one whose last pages do not compress.
+pub(super) const OBJECT_LIMIT: u64 = 256 << 20;
+/// An index of 2 MiB.
+const RUNS_WANTED: usize = 1 << 16;
 /// The index of a layer of the largest size has far fewer runs; more are damage.
 const RUNS_LIMIT: usize = 1 << 20;
 /// Fast enough to disappear behind the store, and most of what a higher level would save.
@@ -231,9 +235,10 @@ impl LayerBuilder {
         })
     }
 
-    /// Bytes so far, without the run that is being filled.
-    pub(super) fn size(&self) -> usize {
-        self.bytes.len() + self.index.len() * ENTRY_BYTES
+    /// Whether the next run belongs into another layer: this one has `bytes`, or an index that is no
+    /// longer read in a moment (pages of zeros take no bytes to speak of).
+    pub(super) fn is_full(&self, bytes: usize) -> bool {
+        self.bytes.len() + self.index.len() * ENTRY_BYTES >= bytes || self.index.len() >= RUNS_WANTED
     }
 
     /// Whether a page of this key would start a new run.

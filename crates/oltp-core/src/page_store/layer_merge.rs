@@ -1,7 +1,7 @@
 //! Merging strata: for every page the newest version that anybody can still see.
 //!
-//! Strata are read side by side, window by window, each in reads of [`READ_BYTES`]; memory holds one
-//! such read for each stratum, however large the layers are.
+//! Strata are read side by side, window by window, each in reads of [`READ_BYTES`] at most; memory
+//! holds one such read for each stratum, however large the layers are.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use crate::{CoreError, Result};
 
 /// Large enough that a store's latency does not count, small enough for a dozen at a time.
 const READ_BYTES: u64 = 2 << 20;
+/// Pages of zeros take next to nothing in a layer, and 8 KiB each in memory: 8 MiB of them.
+const READ_RUNS: usize = 64;
 
 /// Several strata on their way into one.
 pub(super) struct LayerMerge<'a> {
@@ -150,7 +152,7 @@ impl OpenLayer {
     fn next_runs(&self) -> &[RunEntry] {
         let rest = self.index.runs().get(self.next_run..).unwrap_or_default();
         let limit = rest.first().map_or(0, |run| run.offset).saturating_add(READ_BYTES);
-        let count = rest.partition_point(|run| run.end() <= limit).max(1);
+        let count = rest.partition_point(|run| run.end() <= limit).clamp(1, READ_RUNS);
         rest.get(..count).unwrap_or(rest)
     }
 }

@@ -10,7 +10,7 @@ use super::layer_format::LayerBuilder;
 use super::object_names;
 use super::page::Page;
 use super::{LayerRef, PageStore};
-use crate::ids::{LayerId, LayerSequence, PageKey, ProjectName, Term};
+use crate::ids::{BranchId, LayerId, LayerSequence, PageKey, ProjectName, Term};
 use crate::{CoreError, Result, Timestamp};
 
 /// A put of this size takes a store well under a second and is cheap to do again.
@@ -22,6 +22,7 @@ const UPLOADS: usize = 2;
 pub struct LayerWriter {
     store: PageStore,
     project: ProjectName,
+    branch: BranchId,
     term: Term,
     sequence: LayerSequence,
     layer_bytes: usize,
@@ -32,21 +33,23 @@ pub struct LayerWriter {
 }
 
 impl PageStore {
-    /// Starts writing layers of one sequence. A compute takes the manifest's `next_layer_sequence`, and
-    /// publishes the manifest that names them soon: layers that no manifest names are collected after
-    /// [`GRACE`](super::GRACE).
+    /// Starts writing layers of one sequence: the manifest's `next_layer_sequence`. Until `branch` publishes its
+    /// next manifest they stay, however long that takes; of what that one does not name, only what was written
+    /// less than [`GRACE`](super::GRACE) before may still be named by a later one.
     ///
     /// # Errors
     /// There is no memory for a compressor.
     pub fn write_layers(
         &self,
         project: &ProjectName,
+        branch: BranchId,
         term: Term,
         sequence: LayerSequence,
     ) -> Result<LayerWriter> {
         Ok(LayerWriter {
             store: self.clone(),
             project: project.clone(),
+            branch,
             term,
             sequence,
             layer_bytes: LAYER_BYTES,
@@ -72,7 +75,7 @@ impl LayerWriter {
             return Err(CoreError::PageOutOfOrder { key, after });
         }
         // A run is never split, so no two layers of one sequence have pages of one window.
-        if self.builder.size() >= self.layer_bytes && self.builder.starts_a_run(key) {
+        if self.builder.is_full(self.layer_bytes) && self.builder.starts_a_run(key) {
             self.upload().await?;
         }
         self.last = Some(key);
@@ -106,6 +109,7 @@ impl LayerWriter {
         }
         let reference = LayerRef {
             project: self.project.clone(),
+            branch: self.branch,
             term: self.term,
             id: LayerId::random(),
             sequence: self.sequence,

@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 use wal_decoder::Lsn;
 
+use super::layer_format;
 use super::page::PAGE_BYTES;
 use crate::Timestamp;
 use crate::ids::{
@@ -198,9 +199,11 @@ pub struct SymlinkEntry {
 pub struct LayerRef {
     /// The project in whose folder it lies.
     pub project: ProjectName,
-    /// The term of its writer.
+    /// The branch whose compute wrote it.
+    pub branch: BranchId,
+    /// The term of that compute.
     pub term: Term,
-    /// Its id: with the term, its name.
+    /// Its id: with branch and term, its name.
     pub id: LayerId,
     /// Its age among the manifest's layers. Layers of one sequence have no page in common.
     pub sequence: LayerSequence,
@@ -303,6 +306,7 @@ impl Manifest {
             if layer.sequence >= self.body.next_layer_sequence
                 || layer.first > layer.last
                 || layer.index_offset > layer.bytes
+                || layer.bytes > layer_format::OBJECT_LIMIT
                 || layer.pages == 0
             {
                 return Some(format!("what it says of layer {} cannot be", layer.id));
@@ -313,6 +317,17 @@ impl Manifest {
             _ => None,
         });
         overlap.map(|id| format!("layer {id} overlaps another one of its sequence"))
+    }
+}
+
+impl ManifestBody {
+    /// Leaves nothing that could be started, as befits a deleted branch.
+    pub(super) fn clear(&mut self) {
+        self.wal.clear();
+        self.directories.clear();
+        self.files.clear();
+        self.symlinks.clear();
+        self.layers.clear();
     }
 }
 
@@ -332,11 +347,11 @@ mod lsn_text {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
     use wal_decoder::Lsn;
 
-    pub(super) fn serialize<S: Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(lsn)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lsn, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lsn, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }

@@ -28,6 +28,7 @@ mod layer_format;
 mod layer_merge;
 mod layer_writer;
 mod manifest;
+mod manifest_cache;
 mod manifest_format;
 mod manifest_view;
 mod object_names;
@@ -42,7 +43,7 @@ use std::time::Duration;
 
 use crate::storage::Storage;
 use index_cache::IndexCache;
-use publishing::{HeadCache, NamedLayers};
+use manifest_cache::{HeadCache, NamedLayers};
 
 pub use collection::Collection;
 pub use compaction::Compaction;

@@ -4,7 +4,7 @@
 //!   projects/<project>/project.json
 //!   projects/<project>/names/<branch name>/<8 digits>              which branch has the name: the last one
 //!   projects/<project>/branches/<branch id>/<16 digits>.manifest
-//!   projects/<project>/layers/<term>-<id>.layer
+//!   projects/<project>/layers/<branch id>/<term>-<id>.layer        the branch whose compute wrote it
 //!   projects/<project>/wal/<branch id>/<timeline>-<start>-<end>-<term>.wal
 //! ```
 //!
@@ -15,6 +15,7 @@ use wal_decoder::Lsn;
 
 use super::manifest::LayerRef;
 use crate::ids::{BranchId, BranchName, LayerId, ManifestNumber, ProjectName, Term, Timeline};
+use crate::storage::last_part;
 
 pub(super) fn projects() -> Path {
     Path::from("projects")
@@ -52,17 +53,18 @@ pub(super) fn layers(name: &ProjectName) -> Path {
 }
 
 pub(super) fn layer(layer: &LayerRef) -> Path {
-    layer_of(&layer.project, layer.term, layer.id)
+    layer_of(&layer.project, layer.branch, layer.term, layer.id)
 }
 
-pub(super) fn layer_of(name: &ProjectName, term: Term, id: LayerId) -> Path {
-    layers(name).join(format!("{term}-{id}.layer"))
+pub(super) fn layer_of(name: &ProjectName, branch: BranchId, term: Term, id: LayerId) -> Path {
+    layers(name).join(branch.to_string()).join(format!("{term}-{id}.layer"))
 }
 
-/// The term and id in the name of a layer; `None` for what is none.
-pub(super) fn layer_id(path: &Path) -> Option<(Term, LayerId)> {
+/// The branch, term and id in the name of a layer; `None` for what is none.
+pub(super) fn layer_id(path: &Path) -> Option<(BranchId, Term, LayerId)> {
+    let branch = last_part(&path.parent()?)?.parse().ok()?;
     let (term, id) = path.filename()?.strip_suffix(".layer")?.split_once('-')?;
-    Some((Term(term.parse().ok()?), id.parse().ok()?))
+    Some((branch, Term(term.parse().ok()?), id.parse().ok()?))
 }
 
 pub(super) fn names(name: &ProjectName) -> Path {
@@ -134,8 +136,8 @@ mod tests {
         assert_eq!(manifest_number(&path), Some(ManifestNumber(42)));
         assert_eq!(manifest_number(&Path::from("x/42.manifest")), None);
 
-        let layer = layer_of(&name, Term(7), LayerId(uuid::Uuid::nil()));
-        assert_eq!(layer_id(&layer), Some((Term(7), LayerId(uuid::Uuid::nil()))));
+        let layer = layer_of(&name, id, Term(7), LayerId(uuid::Uuid::nil()));
+        assert_eq!(layer_id(&layer), Some((id, Term(7), LayerId(uuid::Uuid::nil()))));
         assert_eq!(layer_id(&Path::from("projects/shop/layers/x.layer")), None);
 
         let chunk = WalChunkName {

@@ -8,8 +8,7 @@
 //!   branch is far beyond, or gone. So the numbers around it are listed *after* the put. Retention leaves
 //!   alone what was superseded less than [`GRACE`] ago, so only a late put can be such a one, and is taken back.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,63 +18,17 @@ use object_store::path::Path;
 use super::manifest::{BranchState, LayerRef, Manifest, ManifestHead};
 use super::manifest_format::{self, ManifestDefect};
 use super::{GRACE, PageStore, object_names};
-use crate::ids::{BranchId, LayerId, ManifestNumber, ManifestUid, ProjectName, Term};
+use crate::ids::{BranchId, ManifestNumber, ManifestUid, ProjectName, Term};
 use crate::storage::Put;
 use crate::{CoreError, Result, Timestamp};
 
 /// Enough to hide a store's latency, few enough to leave it to others.
 pub(super) const CONCURRENT_READS: usize = 16;
-/// Heads in memory; at some 600 bytes each.
-const HEADS_LIMIT: usize = 20_000;
-/// Branches whose layers are remembered.
-const NAMED_BRANCHES: usize = 64;
 /// A put that comes later than this after the manifest was made may fill a number that retention freed.
 const LATE: Duration = Duration::from_secs(600);
 
 /// Rounds that a compute may lose against the last manifests of its predecessor.
 const TAKE_OVER_ROUNDS: usize = 8;
-
-/// The layers that the last manifest of each branch named that was published or looked at here.
-#[derive(Debug, Default)]
-pub(super) struct NamedLayers {
-    by_branch: Mutex<HashMap<BranchId, Named>>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Named(Arc<HashSet<LayerId>>);
-
-impl Named {
-    fn contains(&self, layer: LayerId) -> bool {
-        self.0.contains(&layer)
-    }
-}
-
-impl NamedLayers {
-    fn of(&self, branch: BranchId) -> Named {
-        self.by_branch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&branch)
-            .cloned()
-            .unwrap_or_default()
-    }
-
-    fn remember(&self, manifest: &Manifest) {
-        let layers = manifest.body.layers.iter().map(|layer| layer.id).collect();
-        let mut by_branch = self.by_branch.lock().unwrap_or_else(PoisonError::into_inner);
-        // A process publishes for a few branches; one that makes thousands needs none of this.
-        if by_branch.len() >= NAMED_BRANCHES {
-            by_branch.clear();
-        }
-        by_branch.insert(manifest.head.branch, Named(Arc::new(layers)));
-    }
-}
-
-/// Heads of manifests, which never change.
-#[derive(Debug, Default)]
-pub(super) struct HeadCache {
-    heads: Mutex<HashMap<(BranchId, ManifestNumber), Arc<ManifestHead>>>,
-}
 
 impl PageStore {
     /// Publishes the next manifest of a branch. When this returns, the manifest survives a power cut, and
@@ -84,8 +37,8 @@ impl PageStore {
     /// # Errors
     /// [`CoreError::Fenced`] when a higher term published meanwhile, [`CoreError::NoSuchBranch`] when the
     /// branch was deleted: stop. [`CoreError::AlreadyPublished`] when the number was taken by a term that is
-    /// not higher. [`CoreError::LayerTooOld`] when a new layer waited longer than half of [`GRACE`]
-    /// for this: capture its pages again.
+    /// not higher. [`CoreError::LayerTooOld`] when a new layer was written longer than half of [`GRACE`] before
+    /// the manifest before this one, which should have named it: compact, or capture, again.
     pub async fn publish(&self, manifest: &Arc<Manifest>) -> Result<()> {
         self.check_ages(manifest).await?;
         self.put_manifest(manifest).await
@@ -120,7 +73,8 @@ impl PageStore {
         branch: BranchId,
         term: Term,
     ) -> Result<Arc<Manifest>> {
-        for _ in 0..TAKE_OVER_ROUNDS {
+        let mut rounds = TAKE_OVER_ROUNDS;
+        loop {
             let latest = self.latest(project, branch).await?;
             let Some(latest) = latest.filter(|latest| latest.head.state == BranchState::Live) else {
                 return Err(CoreError::NoSuchBranch {
@@ -137,17 +91,17 @@ impl PageStore {
             taken.head.term = term;
             taken.head.published_at = Timestamp::now();
             let taken = Arc::new(taken);
+            rounds -= 1;
             match self.put_manifest(&taken).await {
                 Ok(()) => return Ok(taken),
                 // The last word of the compute before.
-                Err(CoreError::AlreadyPublished { .. }) => {}
+                Err(CoreError::AlreadyPublished { .. }) if rounds > 0 => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(CoreError::AlreadyPublished { branch, number: ManifestNumber::default() })
     }
 
-    async fn put_manifest(&self, manifest: &Arc<Manifest>) -> Result<()> {
+    pub(super) async fn put_manifest(&self, manifest: &Arc<Manifest>) -> Result<()> {
         let head = &manifest.head;
         let encoded = Arc::clone(manifest);
         // Some hundred milliseconds for 100,000 files: not on a thread that others wait for.
@@ -200,28 +154,30 @@ impl PageStore {
         Ok(())
     }
 
-    /// Refuses layers that are old enough to be collected and that no manifest before this one named.
+    /// Refuses layers that collection may already have taken for garbage: new ones that are older than the
+    /// predecessor, by more than clocks differ.
     async fn check_ages(&self, manifest: &Manifest) -> Result<()> {
-        let (head, now) = (&manifest.head, Timestamp::now());
-        let age = |layer: &LayerRef| now.since(layer.written_at);
-        let old: Vec<&LayerRef> =
-            manifest.body.layers.iter().filter(|layer| age(layer) > GRACE / 2).collect();
-        let unknown = |named: &Named| old.iter().copied().find(|layer| !named.contains(layer.id));
-        let Some(mut layer) = unknown(&self.named.of(head.branch)) else { return Ok(()) };
-        if head.number.0 > 1 {
-            let before = ManifestNumber(head.number.0 - 1);
-            self.named.remember(&*self.manifest(&head.project, head.branch, before).await?);
-            match unknown(&self.named.of(head.branch)) {
-                Some(still) => layer = still,
-                None => return Ok(()),
+        let head = &manifest.head;
+        let before = ManifestNumber(head.number.0.saturating_sub(1));
+        let (named, since) = if before.0 == 0 {
+            (Arc::default(), Timestamp::now())
+        } else {
+            match self.named.of(head.branch, before) {
+                Some(named) => named,
+                None => self.named.remember(&*self.manifest(&head.project, head.branch, before).await?),
             }
+        };
+        let horizon = since.before(GRACE / 2);
+        let too_old = |layer: &&LayerRef| layer.written_at < horizon && !named.contains(&layer.id);
+        match manifest.body.layers.iter().find(too_old) {
+            None => Ok(()),
+            Some(layer) => Err(CoreError::LayerTooOld {
+                layer: layer.id,
+                age: since.since(layer.written_at),
+                branch: head.branch,
+                number: head.number,
+            }),
         }
-        Err(CoreError::LayerTooOld {
-            layer: layer.id,
-            age: age(layer),
-            branch: head.branch,
-            number: head.number,
-        })
     }
 
     /// The newest manifest of a branch; `None` when there is no such branch. That of a deleted branch says so.
@@ -346,22 +302,5 @@ fn refusal(ours: &ManifestHead, there: &ManifestHead) -> CoreError {
         CoreError::Fenced { branch: ours.branch, term: ours.term, by: there.term }
     } else {
         CoreError::AlreadyPublished { branch: ours.branch, number: there.number }
-    }
-}
-
-impl HeadCache {
-    fn get(&self, branch: BranchId, number: ManifestNumber) -> Option<Arc<ManifestHead>> {
-        self.heads.lock().unwrap_or_else(PoisonError::into_inner).get(&(branch, number)).cloned()
-    }
-
-    fn insert(&self, head: ManifestHead) -> Arc<ManifestHead> {
-        let head = Arc::new(head);
-        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        // Rare enough that starting over is cheaper than keeping an order.
-        if heads.len() >= HEADS_LIMIT {
-            heads.clear();
-        }
-        heads.insert((head.branch, head.number), Arc::clone(&head));
-        head
     }
 }

@@ -33,6 +33,7 @@ fn print(removed: &[RemovedObject], complete: bool, json: bool) -> Result<(), Co
     let removed = removed.iter().map(|object| match object {
         RemovedObject::Slot(name) => ("slot", name),
         RemovedObject::Publication(name) => ("publication", name),
+        RemovedObject::EventTrigger(name) => ("event trigger", name),
     });
     if json {
         let removed: Vec<_> = removed.map(|(kind, name)| json!({ "kind": kind, "name": name })).collect();

@@ -44,6 +44,10 @@ impl Batch {
 
     /// Gives the changes to the table, as rows of its own or as what happened to its source's.
     pub async fn give_to(self, table: &mut MirrorTable) -> Result<(), DeltaError> {
+        if self.changes.ops.is_empty() {
+            // All of it is there already, and may be in a shape that the table has left behind.
+            return Ok(());
+        }
         match table.definition().kind {
             TableKind::History => table.record(self.changes, &self.origins).await,
             TableKind::Mirror | TableKind::Multiset => table.apply(self.changes).await,

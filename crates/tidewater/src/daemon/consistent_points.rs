@@ -21,7 +21,7 @@
 
 use super::SyncError;
 use super::error::error_chain;
-use super::stream_loop::LiveTable;
+use super::live_table::LiveTable;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use delta_writer::{AppendTable, CommitSpec, DeltaError, TableLocation, WriterOptions};

@@ -114,14 +114,13 @@ pub enum SyncError {
         /// Its oid.
         relation: u32,
     },
-    /// A table's shape changed: all is planned anew from the catalog.
-    #[error("the shape of table {table} changed: it is loaded anew")]
-    ShapeChanged {
+    /// A table's source changed in a way that cannot be followed in place: all is planned anew from the catalog.
+    #[error("table {table} is loaded anew: {reason}")]
+    Reload {
         /// `schema.table`
         table: String,
-        /// How.
-        #[source]
-        source: wal_decoder::BindError,
+        /// What happened to it at the source.
+        reason: String,
     },
     /// Tables came, went or were renamed, or one goes on that the slot was held for.
     #[error("the tables to sync are other ones now, or one goes on that the slot was held for")]
@@ -155,7 +154,7 @@ impl SyncError {
             SyncError::Source(error) => error.is_transient(),
             SyncError::Lake(error) => !halts_table(error),
             SyncError::LakeState { .. }
-            | SyncError::ShapeChanged { .. }
+            | SyncError::Reload { .. }
             | SyncError::TablesChanged
             | SyncError::Spool(_)
             | SyncError::LakeRows(_)
@@ -171,7 +170,7 @@ impl SyncError {
 
     /// Nothing is wrong; the source has changed, and the sync starts again to follow it.
     pub fn is_a_new_plan(&self) -> bool {
-        matches!(self, SyncError::ShapeChanged { .. } | SyncError::TablesChanged)
+        matches!(self, SyncError::Reload { .. } | SyncError::TablesChanged)
     }
 }
 

@@ -20,16 +20,18 @@
 use super::SyncError;
 use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
+use super::live_table::HistoryBeside;
 use super::load_target::{FinishedWriter, TargetLoad, TargetWriter};
 use super::mending::{self, Mended};
 use super::plan::PlannedTable;
 use super::source_rows::{Piece, PieceReader, SourceBatch, pieces};
-use super::stream_loop::HistoryBeside;
 use super::table_writer::Shown;
 use crate::status::TableState;
-use delta_writer::{MirrorTable, TableDefinition, TableLocation, WriterOptions};
+use delta_writer::{MirrorTable, TableLocation, WriterOptions};
 use lake_sql::LakeSession;
-use postgres_connector::{ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, import_snapshot};
+use postgres_connector::{
+    PublicationNames, ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, import_snapshot,
+};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,8 +47,6 @@ pub struct LoadTable {
     pub planned: PlannedTable,
     /// Where it goes.
     pub location: TableLocation,
-    /// Its shape in the lake.
-    pub definition: TableDefinition,
     /// How its files are written.
     pub options: WriterOptions,
     /// The `txn` application id its commit carries.
@@ -63,13 +63,17 @@ pub struct LoadTable {
     pub spool: PathBuf,
     /// The history beside it, with `mode: both`.
     pub history: Option<HistoryBeside>,
+    /// The table's own id, for its metadata.
+    pub table_id: String,
+    /// An older copy is in the lake, which readers see until the commit.
+    pub in_lake: bool,
 }
 
 /// A table that is in the lake as of `snapshot`.
 #[derive(Debug)]
 pub struct Loaded {
-    /// Its relation.
-    pub relation: u32,
+    /// What it is, as of the snapshot.
+    pub planned: PlannedTable,
     /// The table, ready to take changes.
     pub table: MirrorTable,
     /// So is the history beside it.
@@ -122,6 +126,7 @@ impl From<postgres_connector::Error> for LoadFailed {
 /// Loads the tables; each is sent off as soon as its commit is in the log.
 pub async fn load(
     source: SourceConfig,
+    publications: PublicationNames,
     slot: String,
     tables: Vec<LoadTable>,
     sessions: usize,
@@ -136,6 +141,7 @@ pub async fn load(
     let position = created.consistent_point;
     tracing::info!(%position, tables = tables.len(), "load begins");
 
+    let tables = as_of_snapshot(&source, &publications, &snapshot, tables).await?;
     let mut imported = Vec::with_capacity(sessions);
     for _ in 0..sessions.max(1) {
         imported.push(import_snapshot(&source, &snapshot).await?);
@@ -162,6 +168,30 @@ pub async fn load(
         ended.map_err(|_| SyncError::WriterGone)??;
     }
     Ok(())
+}
+
+/// The tables as the snapshot has them. A table whose columns changed since the plan was made is planned again: its
+/// rows in the stream are complete only from the shape on that the load has.
+async fn as_of_snapshot(
+    source: &SourceConfig,
+    publications: &PublicationNames,
+    snapshot: &str,
+    mut tables: Vec<LoadTable>,
+) -> Result<Vec<LoadTable>, SyncError> {
+    let oids: Vec<u32> = tables.iter().map(|table| table.planned.relation).collect();
+    let found = postgres_connector::read_tables_in_snapshot(source, snapshot, &oids, publications).await?;
+    for table in &mut tables {
+        let planned = &mut table.planned.source;
+        let now = found.iter().find(|now| now.oid == planned.oid).ok_or(SyncError::TablesChanged)?;
+        let same = now.columns == planned.columns
+            && now.identity == planned.identity
+            && now.primary_key == planned.primary_key;
+        if !same {
+            return Err(SyncError::TablesChanged);
+        }
+        planned.storage = now.storage.clone();
+    }
+    Ok(tables)
 }
 
 /// Prepares a load that `everyone` sessions take part in.
@@ -254,7 +284,7 @@ async fn share(session: &mut SnapshotSession, table: &Underway) -> Result<Option
     let spec = super::commit_info::of_load(&table.request.app_id, position, rows);
     let (mirror, history) = load.commit(finished, &spec).await?;
     tracing::info!(table = %table.request.planned.name, rows, version = mirror.version(), "load is in the lake");
-    Ok(Some(Loaded { relation: table.request.planned.relation, table: mirror, history, snapshot: position }))
+    Ok(Some(Loaded { planned: table.request.planned.clone(), table: mirror, history, snapshot: position }))
 }
 
 async fn hand_over(batch: SourceBatch, table: &Underway, worker: &mut TargetWriter) -> Result<(), SyncError> {
@@ -265,8 +295,7 @@ async fn hand_over(batch: SourceBatch, table: &Underway, worker: &mut TargetWrit
     worker.write(batch.rows).await?;
     let estimated = request.planned.source.estimated_rows;
     request.shown.board.update(&request.shown.database, &request.shown.table, |status| {
-        status.state = TableState::Loading { rows_done: rows, rows_estimated: estimated };
-        status.rows = Some(rows);
+        status.state = TableState::of_load(request.in_lake, rows, estimated);
     });
     Ok(())
 }

@@ -3,10 +3,12 @@
 //! Each is a table of its own with a commit of its own, at the same position. Should only the first of two
 //! commits come about, both are loaded again: `sync_state.json` names the table until both have caught up.
 //!
-//! A mirror is replaced by what is loaded. A history is only compared with it, and gets what differs.
+//! A mirror is replaced by what is loaded. A history is only compared with it, and gets what differs; if its source's
+//! columns have changed, it takes their shape before.
 
 use super::SyncError;
 use super::first_load::LoadTable;
+use super::source_shape;
 use arrow::array::RecordBatch;
 use delta_writer::{
     CommitSpec, DifferenceWorker, FinishedWorker, HistoryDifference, LoadWorker, MirrorTable,
@@ -55,9 +57,13 @@ impl TargetLoad {
     /// Begins to load what `request` asks for, as of `position`.
     pub async fn begin(request: &LoadTable, position: Lsn) -> Result<TargetLoad, SyncError> {
         let options = &request.options;
-        let table = Load::begin(&request.location, &request.definition, options, position).await?;
+        let definition = source_shape::definition(&request.planned, &request.table_id);
+        let table = Load::begin(&request.location, &definition, options, position).await?;
         let history = match &request.history {
-            Some(beside) => Some(Load::begin(&beside.location, &beside.definition, options, position).await?),
+            Some(beside) => {
+                let definition = source_shape::history_definition(&request.planned, &beside.table_id);
+                Some(Load::begin(&beside.location, &definition, options, position).await?)
+            }
             None => None,
         };
         let history_app_id = request.history.as_ref().map(|beside| beside.app_id.clone()).unwrap_or_default();
@@ -99,9 +105,10 @@ impl Load {
         if definition.kind != TableKind::History {
             return Ok(Load::Mirror(begin().await?));
         }
+        let goes_on = |found: &TableDefinition| source_shape::carried(found, definition);
         let compared =
-            HistoryDifference::begin(location.clone(), definition, options.clone(), position).await?;
-        match compared {
+            HistoryDifference::begin(location.clone(), definition, options.clone(), position, goes_on);
+        match compared.await? {
             Some(difference) => Ok(Load::History(difference)),
             None => Ok(Load::NewHistory(begin().await?, position)),
         }

@@ -23,10 +23,11 @@ use super::first_load::{LoadTable, Loaded};
 use super::plan::PlannedTable;
 use super::row_comparison::{Difference, Differences, RowComparison, RowHasher, Side};
 use super::source_rows::{Piece, PieceReader, SourceBatch, pieces};
+use super::source_shape;
 use crate::status::TableState;
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::{cast, filter_record_batch};
-use delta_writer::MirrorTable;
+use delta_writer::{MirrorTable, Reshape};
 use futures::TryStreamExt;
 use lake_sql::LakeSession;
 use postgres_connector::SnapshotSession;
@@ -71,7 +72,8 @@ async fn attempt(
     let opened = MirrorTable::open(request.location.clone(), request.options.clone()).await?;
     let Some(mut table) = opened else { return Ok(Mended::BeyondMending) };
     let version = table.version().unsigned_abs();
-    let hasher = RowHasher::new(request.definition.schema.clone(), request.planned.schema.key.clone())?;
+    let definition = source_shape::definition(&request.planned, &request.table_id);
+    let hasher = RowHasher::new(definition.schema.clone(), request.planned.schema.key.clone())?;
     let pieces: Vec<Piece> = pieces(session, request.planned.relation).await?.into();
     let progress = |rows| show_progress(request, rows);
     let mut comparison = RowComparison::new(&request.spool);
@@ -82,14 +84,16 @@ async fn attempt(
         tracing::info!(table = %request.planned.name, rows = found.source_rows, differ = found.count, "most differs: it is loaded anew");
         return Ok(Mended::BeyondMending);
     }
+    // What the lake says of the source is as of the snapshot as well.
+    table.reshape(Reshape::with_same_columns(definition)).await?;
     take_away(request, version, &hasher, &found, &mut table).await?;
     bring_in(session, request, position, &pieces, &hasher, &found, &mut table).await?;
     let flush = table.write_position().await?;
     let spec = super::commit_info::of_mending(&request.app_id, position, found.count);
     let committed = table.commit(flush, &spec).await.map_err(|failure| failure.error)?;
     tracing::info!(table = %request.planned.name, rows = found.source_rows, differed = found.count, version = committed.version, "equal to its source again");
-    let relation = request.planned.relation;
-    Ok(Mended::Done(Box::new(Loaded { relation, table, history: None, snapshot: position })))
+    let planned = request.planned.clone();
+    Ok(Mended::Done(Box::new(Loaded { planned, table, history: None, snapshot: position })))
 }
 
 fn is_beyond_mending(found: &Differences) -> bool {

@@ -4,13 +4,18 @@
 //! every mistake that can be seen beforehand is found here.
 
 use super::SyncError;
+use super::sync_state::Folders;
 use crate::config::{self, Mode, ToLake};
-use delta_writer::{HISTORY_COLUMNS, TableDefinition, TableKind, history_schema};
+use delta_writer::{HISTORY_COLUMNS, TableKind};
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use postgres_connector::{CopyColumn, PublishedTable, ReplicaIdentity, SourceColumn, SourceTable};
+use postgres_connector::{
+    AnnouncedColumns, CopyColumn, Generated, PublishedTable, ReplicaIdentity, SourceColumn, SourceTable,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use wal_decoder::{ArrayForm, BuilderOptions, ColumnSpec, TableSchema, TypeCatalog, TypeOptions};
+
+const HISTORY_SUFFIX: &str = "_history";
 
 /// One table of the source on its way to the lake.
 #[derive(Debug, Clone)]
@@ -58,6 +63,23 @@ impl PlannedTable {
         self.mode == Mode::Mirror && self.kind == TableKind::Mirror && !self.schema.key.is_empty()
     }
 
+    /// Columns that the lake adds to its own.
+    pub fn added_columns(&self) -> &'static [&'static str] {
+        added_columns(self.mode)
+    }
+
+    /// Where its tables in the lake are.
+    pub fn folders(&self) -> Folders {
+        let within = |[_, schema, name]: &[String; 3]| [schema.clone(), name.clone()];
+        match self.mode {
+            Mode::History => Folders { mirror: None, history: Some(within(&self.folder)) },
+            Mode::Mirror | Mode::Both => Folders {
+                mirror: Some(within(&self.folder)),
+                history: self.history_folder.as_ref().map(within),
+            },
+        }
+    }
+
     /// What its first load reads, in the order of the lake's columns.
     pub fn copy_columns(&self) -> Vec<CopyColumn> {
         let type_oid = |attnum: i16| {
@@ -91,12 +113,13 @@ pub fn selection(entries: &[ToLake]) -> Result<GlobSet, SyncError> {
     set.build().map_err(|error| SyncError::configuration(format!("table patterns: {error}")))
 }
 
-/// Plans every table that the entries of one database name.
+/// Plans every table that the entries of one database name. A table in `folders` keeps the one it has.
 pub fn plan_tables(
     database: &str,
     entries: &[ToLake],
     found: Vec<SourceTable>,
     types: Arc<TypeCatalog>,
+    folders: &BTreeMap<u32, Folders>,
 ) -> Result<Vec<PlannedTable>, SyncError> {
     let mut planned = Vec::new();
     for table in found {
@@ -119,31 +142,53 @@ pub fn plan_tables(
     }
     // In the order in which they were made: a later one does not take an earlier one's folder.
     planned.sort_by_key(|table| table.relation);
-    let names: Vec<_> = planned.iter().flat_map(lake_tables).collect();
-    let names: Vec<_> = names.iter().map(|(schema, name)| (schema.as_str(), name.as_str())).collect();
-    let mut folders = wal_decoder::table_folders(&names).into_iter();
-    let mut next = || {
-        let [schema, name] = folders.next().unwrap_or_default();
-        [wal_decoder::folder_name(database), schema, name]
-    };
-    for table in &mut planned {
-        table.folder = next();
-        table.history_folder = (table.mode == Mode::Both).then(&mut next);
-    }
+    choose_folders(database, &mut planned, folders);
     Ok(planned)
 }
 
-/// What the tables are called that a source table becomes, mirror first.
-fn lake_tables(table: &PlannedTable) -> impl Iterator<Item = (String, String)> + use<> {
-    let SourceTable { schema, name, .. } = &table.source;
-    let mirror = (table.mode != Mode::History).then(|| (schema.clone(), name.clone()));
-    let history = (table.mode != Mode::Mirror).then(|| (schema.clone(), history_name(name)));
-    mirror.into_iter().chain(history)
+/// A renamed table stays where it is; one that takes the old name goes beside it.
+fn choose_folders(database: &str, planned: &mut [PlannedTable], kept: &BTreeMap<u32, Folders>) {
+    let kept_by = |table: &PlannedTable| kept.get(&table.relation).cloned().unwrap_or_default();
+    let taken: Vec<[String; 2]> = planned
+        .iter()
+        .map(kept_by)
+        .flat_map(|folders| folders.mirror.into_iter().chain(folders.history))
+        .collect();
+    let mut names = Vec::new();
+    for table in &*planned {
+        let (Folders { mirror, history }, SourceTable { schema, name, .. }) = (kept_by(table), &table.source);
+        if table.mode != Mode::History && mirror.is_none() {
+            names.push((schema.clone(), name.clone()));
+        }
+        if table.mode != Mode::Mirror && history.is_none() {
+            names.push((schema.clone(), history_name(name)));
+        }
+    }
+    let names: Vec<_> = names.iter().map(|(schema, name)| (schema.as_str(), name.as_str())).collect();
+    let mut chosen = wal_decoder::table_folders(&names, &taken).into_iter();
+    for table in planned {
+        let Folders { mirror, history } = kept_by(table);
+        let mut place = |kept: Option<[String; 2]>| {
+            let [schema, name] = kept.or_else(|| chosen.next()).unwrap_or_default();
+            [wal_decoder::folder_name(database), schema, name]
+        };
+        let mirror = (table.mode != Mode::History).then(|| place(mirror));
+        let history = (table.mode != Mode::Mirror).then(|| place(history));
+        (table.folder, table.history_folder) = match mirror {
+            Some(mirror) => (mirror, history),
+            None => (history.unwrap_or_default(), None),
+        };
+    }
 }
 
 /// The history of a table stands beside it.
 pub fn history_name(table: &str) -> String {
-    format!("{table}_history")
+    format!("{table}{HISTORY_SUFFIX}")
+}
+
+/// The table that a history of this name is of.
+pub fn table_of_history(history: &str) -> &str {
+    history.strip_suffix(HISTORY_SUFFIX).unwrap_or(history)
 }
 
 fn plan_table(
@@ -229,12 +274,63 @@ fn plan_table(
     })
 }
 
+/// The plan of a table with the columns that the source's event trigger announced; `None` where they do not say enough:
+/// which rows of the partitions have a frozen default, or which columns the key has now.
+pub fn plan_announced(
+    entries: &[ToLake],
+    before: &PlannedTable,
+    announced: AnnouncedColumns,
+    types: Arc<TypeCatalog>,
+) -> Option<PlannedTable> {
+    let known = |attnum: i16| before.source.columns.iter().find(|column| column.attnum == attnum);
+    let mut source = before.source.clone();
+    let is_partitioned = source.kind == postgres_connector::TableKind::Partitioned;
+    if is_partitioned && announced.columns.iter().any(|column| known(column.attnum).is_none()) {
+        return None;
+    }
+    source.columns = announced
+        .columns
+        .into_iter()
+        .map(|column| SourceColumn {
+            // A stored one is published if it was; the file of a table that gets one is another.
+            published: match column.generated.as_str() {
+                "" => true,
+                "v" => false,
+                _ => known(column.attnum).is_some_and(|known| known.published),
+            },
+            generated: match column.generated.as_str() {
+                "" => Generated::None,
+                "v" => Generated::Virtual,
+                _ => Generated::Stored,
+            },
+            not_null: known(column.attnum).is_some_and(|known| known.not_null),
+            name: column.name,
+            attnum: column.attnum,
+            type_oid: column.type_oid,
+            typmod: column.typmod,
+            missing_value: column.missing_value,
+        })
+        .collect();
+    source.storage.attributes = announced.attributes;
+    if !is_partitioned {
+        source.storage.files = BTreeMap::from([(before.relation, announced.file.to_string())]);
+    }
+    let entry = entries.iter().find(|entry| entry.matches(&source.schema, &source.name))?;
+    let planned = plan_table(entry, source, &types).ok()?;
+    let (folder, history_folder) = (before.folder.clone(), before.history_folder.clone());
+    Some(PlannedTable { folder, history_folder, ..planned })
+}
+
+fn added_columns(mode: Mode) -> &'static [&'static str] {
+    if mode == Mode::Mirror { &[] } else { &HISTORY_COLUMNS }
+}
+
 /// The columns that the source sends and the configuration does not exclude, under their lake names.
 fn lake_columns(table: &SourceTable, mode: Mode, builder: &BuilderOptions) -> Vec<ColumnSpec> {
     let kept: Vec<&SourceColumn> =
         table.published_columns().filter(|column| !builder.excluded_columns.contains(&column.name)).collect();
     // A history adds columns of its own, which a column of the source makes way for.
-    let added: &[&str] = if mode == Mode::Mirror { &[] } else { &HISTORY_COLUMNS };
+    let added = added_columns(mode);
     let names = added.iter().map(|name| (*name).to_owned());
     let names: Vec<String> = names.chain(kept.iter().map(|column| column.name.clone())).collect();
     kept.iter()
@@ -246,43 +342,4 @@ fn lake_columns(table: &SourceTable, mode: Mode, builder: &BuilderOptions) -> Ve
             pg_type: builder.catalog.resolve(column.type_oid, column.typmod, &builder.type_options),
         })
         .collect()
-}
-
-impl PlannedTable {
-    /// The shape of its own table in the lake: its mirror, or its history where it has no mirror.
-    pub fn definition(&self, table_id: &str) -> TableDefinition {
-        match self.mode {
-            Mode::History => self.history_definition(table_id),
-            Mode::Mirror | Mode::Both => TableDefinition {
-                schema: self.schema.arrow_schema(),
-                kind: self.kind,
-                key: self.schema.key.clone(),
-                partition_by: self.partition_by.clone(),
-                configuration: origin_properties(&self.name, table_id),
-                deletion_vectors: self.deletion_vectors,
-            },
-        }
-    }
-
-    /// The shape of its history. Its rows never change, so it needs no deletion vectors; whoever reads it follows time,
-    /// so it is not parted by the source's columns.
-    pub fn history_definition(&self, table_id: &str) -> TableDefinition {
-        TableDefinition {
-            schema: history_schema(&self.schema.arrow_schema()),
-            kind: TableKind::History,
-            // Whole old rows come with the changes: no row has to be found by a key.
-            key: if self.kind == TableKind::Multiset { Vec::new() } else { self.schema.key.clone() },
-            partition_by: Vec::new(),
-            configuration: origin_properties(&history_name(&self.name), table_id),
-            deletion_vectors: false,
-        }
-    }
-}
-
-/// What `tidewater.*` table properties say of a table's origin.
-fn origin_properties(name: &str, table_id: &str) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("tidewater.source_name".to_owned(), name.to_owned()),
-        ("tidewater.table_id".to_owned(), table_id.to_owned()),
-    ])
 }

@@ -16,75 +16,34 @@
 //! It does no I/O but for spools that overflow memory, and never waits. What needs waiting is returned
 //! as a [`Step`].
 
+mod live_rows;
+mod spooled;
+mod step;
+
 use super::SyncError;
 use super::batch::Batch;
-use super::spool::{Spool, SpoolReader};
+use super::spool::Spool;
 use bytes::Bytes;
+use live_rows::{Row, in_order};
+use postgres_connector::AnnouncedColumns;
+use spooled::{CHUNKED, SPOOLED_ORIGIN, plain_relation, push_to, spooled_origin, tag};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use wal_decoder::pgoutput::{self, Message, OldRow, Relation, TupleData};
-use wal_decoder::{
-    BindError, BuilderOptions, ChangeBuilder, ChangeOrigin, Lsn, PgTimestamp, RowError, TableSchema,
-};
+use wal_decoder::pgoutput::{self, Message, Relation};
+use wal_decoder::{BuilderOptions, ChangeBuilder, ChangeOrigin, Lsn, RowError, TableSchema};
+
+pub use step::{CommitPoint, Step, TransactionReplay};
 
 /// Value bytes a table's builder holds before they are handed to its writer, so that one large
 /// transaction does not grow in memory.
-const HAND_OVER_BYTES: usize = 8 << 20;
+const HAND_OVER_BYTES: usize = 4 << 20;
 
 /// Operations a builder holds before they are handed over: keeps Arrow offsets and row numbers small.
 const HAND_OVER_OPS: usize = 64 << 10;
 
 /// Value bytes in all builders together above which all are handed over.
 const PENDING_LIMIT: usize = 64 << 20;
-
-/// A committed transaction's place in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CommitPoint {
-    /// End of the commit record: the transaction's position everywhere else.
-    pub end_lsn: Lsn,
-    /// When it was committed, in microseconds since 2000-01-01 UTC.
-    pub commit_time: i64,
-}
-
-/// What the caller has to do before it tells the router the next message.
-#[derive(Debug)]
-pub enum Step {
-    /// Nothing.
-    Continue,
-    /// Some builder is full: call [`Router::hand_over`].
-    HandOver,
-    /// A transaction is complete: a flush may be cut here.
-    Committed(CommitPoint),
-    /// A transaction that arrived in chunks has committed: feed it back with [`Router::replay_message`].
-    Replay(Box<TransactionReplay>),
-    /// A table cannot go on as it is; its earlier changes are dropped.
-    Stopped(u32, Stop),
-}
-
-/// Why a table left the stage `Live`.
-#[derive(Debug)]
-pub enum Stop {
-    /// Its shape changed: it is loaded anew.
-    ShapeChanged(BindError),
-    /// A row cannot be taken.
-    Row(RowError),
-}
-
-/// The spooled messages of a transaction that turned out to have committed.
-#[derive(Debug)]
-pub struct TransactionReplay {
-    /// Its messages; the tag is the subtransaction's id.
-    pub messages: SpoolReader,
-    /// Subtransactions that were rolled back.
-    pub aborted: HashSet<u32>,
-    /// Its place in the log.
-    pub point: CommitPoint,
-}
-
-/// How many bytes stand before a message in a table's own spool: when its transaction was committed, its id, and
-/// the change's number in it.
-const SPOOLED_ORIGIN: usize = 20;
 
 /// What becomes of a table's changes.
 enum Stage {
@@ -216,6 +175,11 @@ impl Router {
         self.current.is_none()
     }
 
+    /// Where the commit record begins of the transaction that is being received.
+    pub fn commit_under_way(&self) -> Option<Lsn> {
+        self.current.map(|origin| origin.commit_lsn)
+    }
+
     /// Changes wait for a cut.
     pub fn has_changes(&self) -> bool {
         self.ops_since_cut > 0
@@ -303,7 +267,12 @@ impl Router {
             | Message::Update { xid, .. }
             | Message::Delete { xid, .. }
             | Message::Truncate { xid, .. } => xid.unwrap_or(top),
-            // Types are known from the catalog, origins do not matter, logical messages carry nothing for us.
+            Message::Logical { xid, transactional: true, prefix, content, .. }
+                if AnnouncedColumns::parse(prefix, content).is_some() =>
+            {
+                xid.unwrap_or(top)
+            }
+            // Types are known from the catalog, origins do not matter, other logical messages carry nothing for us.
             _ => return Ok(Step::Continue),
         };
         let open = self.in_progress.get_mut(&top).ok_or(SyncError::UnknownTransaction { xid: top })?;
@@ -367,7 +336,7 @@ impl Router {
         bytes: &Bytes,
         spooled: Option<(u32, ChangeOrigin)>,
     ) -> Result<Step, SyncError> {
-        match message {
+        let step = match message {
             Message::Relation { xid, relation } => {
                 if let Some(table) = self.tables.get_mut(&relation.id) {
                     match &mut table.stage {
@@ -403,6 +372,39 @@ impl Router {
                 }
                 Ok(Step::Continue)
             }
+            Message::Logical { xid, transactional: true, prefix, content, .. } => {
+                let origin = spooled.map_or_else(|| self.current.unwrap_or_default(), |(_, origin)| origin);
+                self.announced(AnnouncedColumns::parse(prefix, content), bytes, xid, origin)
+            }
+            _ => Ok(Step::Continue),
+        }?;
+        if let Step::Reshape(_) = step
+            && spooled.is_none()
+            && let Some(current) = &mut self.current
+        {
+            // The message is given again, and numbered again.
+            current.seq -= 1;
+        }
+        Ok(step)
+    }
+
+    /// Columns that the source's event trigger announces.
+    fn announced(
+        &mut self,
+        columns: Option<AnnouncedColumns>,
+        bytes: &Bytes,
+        xid: Option<u32>,
+        origin: ChangeOrigin,
+    ) -> Result<Step, SyncError> {
+        let Some(columns) = columns else { return Ok(Step::Continue) };
+        match self.tables.get_mut(&columns.relation).map(|table| &mut table.stage) {
+            Some(Stage::Live { from, .. }) if origin.commit_lsn >= *from => {
+                Ok(Step::Announced(Box::new(columns)))
+            }
+            Some(Stage::Loading { spool }) => {
+                push_to(spool, tag(origin.commit_lsn, xid), origin, bytes)?;
+                Ok(Step::Continue)
+            }
             _ => Ok(Step::Continue),
         }
     }
@@ -430,8 +432,8 @@ impl Router {
                 .relations
                 .get(&relation_id)
                 .ok_or(SyncError::UnknownRelation { relation: relation_id })?;
-            if let Err(error) = builder.bind(&known.relation) {
-                return Ok(Step::Stopped(relation_id, Stop::ShapeChanged(error)));
+            if !in_order(&known.relation, builder.schema()) || builder.bind(&known.relation).is_err() {
+                return Ok(Step::Reshape(relation_id));
             }
             *bound = true;
         }
@@ -444,7 +446,7 @@ impl Router {
             taken = row.append_to(builder);
         }
         if let Err(error) = taken {
-            return Ok(Step::Stopped(relation_id, Stop::Row(error)));
+            return Ok(Step::Stopped(relation_id, error));
         }
         if let Some(origins) = &mut table.origins {
             origins.push(origin);
@@ -463,124 +465,6 @@ impl Router {
             return Ok(Step::HandOver);
         }
         Ok(Step::Continue)
-    }
-
-    /// Takes the changes of builders that are full, or of all when together they hold too much.
-    pub fn hand_over(&mut self) -> Vec<(u32, Batch)> {
-        let mut full = std::mem::take(&mut self.full);
-        if self.pending_bytes >= PENDING_LIMIT {
-            full = self.tables.iter().filter(|(_, table)| table.dirty).map(|(id, _)| *id).collect();
-        }
-        let mut batches = std::mem::take(&mut self.ready);
-        for relation in full {
-            batches.extend(self.take(relation).map(|changes| (relation, changes)));
-        }
-        batches
-    }
-
-    fn take(&mut self, relation: u32) -> Option<Batch> {
-        let Some(Table { stage: Stage::Live { builder, .. }, held, origins, .. }) =
-            self.tables.get_mut(&relation)
-        else {
-            return None;
-        };
-        if builder.is_empty() {
-            return None;
-        }
-        self.pending_bytes = self.pending_bytes.saturating_sub(std::mem::take(held));
-        let origins = origins.as_mut().map(std::mem::take).unwrap_or_default();
-        Some(Batch { changes: builder.finish(), origins })
-    }
-
-    /// Cuts here: every table with changes since the last cut, with those not handed over yet.
-    /// Only between transactions, or a Delta version would show part of one.
-    pub fn cut(&mut self) -> Vec<(u32, Option<Batch>)> {
-        debug_assert!(self.between_transactions());
-        self.full.clear();
-        self.ops_since_cut = 0;
-        self.bytes_since_cut = 0;
-        let mut dirty: Vec<u32> = Vec::new();
-        for (relation, table) in &mut self.tables {
-            if std::mem::take(&mut table.dirty) {
-                dirty.push(*relation);
-            }
-        }
-        dirty.into_iter().map(|relation| (relation, self.take(relation))).collect()
-    }
-
-    /// Values that the lake could not hold and that became null, since the last call.
-    pub fn take_dead_letters(&mut self, relation: u32) -> Vec<wal_decoder::DeadLetter> {
-        match self.tables.get_mut(&relation) {
-            Some(Table { stage: Stage::Live { builder, .. }, .. }) => builder.take_dead_letters(),
-            _ => Vec::new(),
-        }
-    }
-}
-
-/// A row's change, as the message has it.
-enum Row<'a> {
-    Insert(TupleData<'a>),
-    Update(OldRow<'a>, TupleData<'a>),
-    Delete(OldRow<'a>),
-    Truncate,
-}
-
-impl Row<'_> {
-    fn append_to(&self, builder: &mut ChangeBuilder) -> Result<(), RowError> {
-        match self {
-            Row::Insert(new) => builder.insert(new),
-            Row::Update(old, new) => builder.update(old, new),
-            Row::Delete(old) => builder.delete(old),
-            Row::Truncate => {
-                builder.truncate();
-                Ok(())
-            }
-        }
-    }
-}
-
-/// Marks a spooled message that carries a transaction id. No LSN reaches 2^63.
-const CHUNKED: u64 = 1 << 63;
-
-fn tag(lsn: Lsn, xid: Option<u32>) -> u64 {
-    lsn.0 | if xid.is_some() { CHUNKED } else { 0 }
-}
-
-/// Sets a message aside with where it comes from.
-fn push_to(spool: &mut Spool, tag: u64, origin: ChangeOrigin, message: &[u8]) -> Result<(), SyncError> {
-    let mut record = Vec::with_capacity(SPOOLED_ORIGIN + message.len());
-    record.extend(origin.commit_time.0.to_le_bytes());
-    record.extend(origin.xid.to_le_bytes());
-    record.extend(origin.seq.to_le_bytes());
-    record.extend_from_slice(message);
-    spool.push(tag, &record).map_err(SyncError::Spool)
-}
-
-/// What [`push_to`] put before a message.
-fn spooled_origin(commit_lsn: Lsn, bytes: &[u8]) -> ChangeOrigin {
-    let parts = || {
-        let (time, rest) = bytes.split_first_chunk::<8>()?;
-        let (xid, seq) = rest.split_first_chunk::<4>()?;
-        let seq = seq.first_chunk::<8>()?;
-        Some((i64::from_le_bytes(*time), u32::from_le_bytes(*xid), i64::from_le_bytes(*seq)))
-    };
-    // Our own file of this very run: it has what was put there.
-    let (time, xid, seq) = parts().unwrap_or_default();
-    ChangeOrigin { commit_lsn, commit_time: PgTimestamp(time), xid, seq }
-}
-
-/// A Relation message as it would stand outside a chunk: the transaction id (four bytes after the
-/// kind) left out, so that it parses the same wherever it is kept.
-fn plain_relation(bytes: &Bytes, xid: Option<u32>) -> Bytes {
-    match (xid, bytes.split_first_chunk::<5>()) {
-        (Some(_), Some(([kind, ..], rest))) => {
-            let mut plain = Vec::with_capacity(1 + rest.len());
-            plain.push(*kind);
-            plain.extend_from_slice(rest);
-            plain.into()
-        }
-        // Kept for as long as the relation is known: not as a slice of a whole read buffer.
-        _ => Bytes::copy_from_slice(bytes),
     }
 }
 

@@ -10,28 +10,28 @@
 //!
 //! When a connection breaks, all of it is dropped and done again.
 
-use super::consistent_points::PointsTable;
+mod opening;
+
 use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
-use super::error::{error_chain, halts_table};
-use super::plan::{PlannedTable, history_name, plan_tables, selection};
-use super::router::Router;
-use super::stream_loop::{HistoryBeside, LiveTable, StreamLoop, Target};
-use super::sync_state::{Discontinuity, SyncState};
+use super::error::error_chain;
+use super::plan::{PlannedTable, plan_tables, selection};
+use super::stream_loop::{StreamLoop, Target};
+use super::sync_state::{Folders, SyncState};
 use super::table_upkeep::UpkeepPolicy;
-use super::table_writer::Shown;
 use super::{RunOptions, SyncError};
-use crate::config::{FlushPolicy, Mode, ToLake};
+use crate::config::{FlushPolicy, ToLake};
 use crate::requests::Requests;
-use crate::status::{StatusBoard, TableState};
+use crate::status::StatusBoard;
 use crate::telemetry;
-use delta_writer::{Lake, MirrorTable, TableDefinition, TableLocation, WriterOptions};
-use globset::GlobSet;
+use delta_writer::{Lake, WriterOptions};
 use lake_sql::LakeSession;
+pub use opening::OpenedTables;
+use opening::{Incarnation, Positions};
 use postgres_connector::{
-    Client, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, SourceTable, StreamOptions,
+    Client, PublicationNames, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, StreamOptions,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -149,11 +149,16 @@ impl SourceSync {
     /// Everything up to the stream; `None` if there is nothing to follow.
     async fn prepare(&self, tasks: &TaskTracker) -> Result<Option<StreamLoop>, SyncError> {
         let mut client = postgres_connector::connect(&self.source).await?;
-        let planned = match self.plan(&client).await? {
+        let system_identifier = postgres_connector::system_identifier(&client).await?.to_string();
+        let own_folder = self.lake.table(&[&wal_decoder::folder_name(&self.database), "_tidewater"]);
+        let state_path = own_folder.root().clone().join("sync_state.json");
+        let mut state = SyncState::read(self.lake.store().clone(), state_path).await?;
+        let planned = match self.plan(&client, state.folders()).await? {
             planned if !planned.is_empty() => planned,
             _ => return self.wait_for_tables(&client).await.map(|()| None),
         };
-        let names = postgres_connector::publication_names(&self.instance, &self.database);
+        let looked_at = postgres_connector::current_wal_lsn(&client).await?;
+        let names = self.publications();
         let (inserts_only, keyed): (Vec<_>, Vec<_>) =
             planned.iter().partition(|table| table.inserts_only.is_some());
         let published = |tables: Vec<&PlannedTable>| {
@@ -164,10 +169,7 @@ impl SourceSync {
         postgres_connector::ensure_publications(&mut client, &names, &keyed, &inserts_only).await?;
         death_point!("publications-after-change");
 
-        let system_identifier = postgres_connector::system_identifier(&client).await?.to_string();
-        let own_folder = self.lake.table(&[&wal_decoder::folder_name(&self.database), "_tidewater"]);
-        let state_path = own_folder.root().clone().join("sync_state.json");
-        let mut state = SyncState::read(self.lake.store().clone(), state_path).await?;
+        self.ensure_event_trigger(&client).await;
         let generation = self.ensure_slot(&client, &state, &system_identifier).await?;
         let slot = postgres_connector::slot_name(&self.instance, &self.database, generation);
         let session = ReplicationSession::connect(&self.source).await?;
@@ -193,9 +195,9 @@ impl SourceSync {
         let slots = postgres_connector::list_slots(&client, &self.instance, &self.database).await?;
         let begins =
             slots.iter().find(|found| found.name == slot).and_then(|found| found.confirmed_flush_lsn);
-        let incarnation = (system_identifier.as_str(), generation);
-        let confirmed = begins.unwrap_or(Lsn(u64::MAX));
-        let opened = self.open_tables(tasks, &mut state, planned, incarnation, confirmed).await?;
+        let positions = Positions { confirmed: begins.unwrap_or(Lsn(u64::MAX)), looked_at };
+        let incarnation = Incarnation { system_identifier, generation };
+        let opened = self.open_tables(tasks, &mut state, planned, &incarnation, positions).await?;
         self.board.update_source(&self.database, |source| {
             source.connected = true;
             source.error = None;
@@ -205,25 +207,36 @@ impl SourceSync {
         Ok(Some(StreamLoop::new(self.clone(), stream, client, state, slot, opened, target)))
     }
 
-    /// The tables to sync, as the catalog has them now.
-    async fn plan(&self, client: &Client) -> Result<Vec<PlannedTable>, SyncError> {
+    /// What carries its tables.
+    pub fn publications(&self) -> PublicationNames {
+        postgres_connector::publication_names(&self.instance, &self.database)
+    }
+
+    /// Where the role may not install it, changes of columns are followed all the same.
+    async fn ensure_event_trigger(&self, client: &Client) {
+        match postgres_connector::ensure_event_trigger(client, &self.instance, &self.database).await {
+            Ok(installed) => tracing::debug!(database = %self.database, installed, "event trigger"),
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::warn!(database = %self.database, %error, "the event trigger cannot be installed; the sync goes on without");
+            }
+        }
+    }
+
+    /// The tables to sync, as the catalog has them now. Those in `folders` keep theirs.
+    pub async fn plan(
+        &self,
+        client: &Client,
+        folders: &BTreeMap<u32, Folders>,
+    ) -> Result<Vec<PlannedTable>, SyncError> {
         let types = Arc::new(TypeCatalog::new(postgres_connector::read_types(client).await?));
-        let found =
-            postgres_connector::list_tables(client, &selection(&self.entries)?, &GlobSet::empty()).await?;
+        let (globs, publications) = (selection(&self.entries)?, self.publications());
+        let found = postgres_connector::list_followed_tables(client, &globs, &publications).await?;
         for skipped in &found.skipped {
             let table = format!("{}.{}", skipped.schema, skipped.name);
             tracing::debug!(database = %self.database, %table, reason = %skipped.reason, "not synced");
         }
-        plan_tables(&self.database, &self.entries, found.tables, types)
-    }
-
-    /// Which tables there are to sync, to notice when that changes.
-    pub async fn table_names(&self, client: &Client) -> Result<BTreeSet<(u32, String)>, SyncError> {
-        let found =
-            postgres_connector::list_tables(client, &selection(&self.entries)?, &GlobSet::empty()).await?;
-        let wanted =
-            |table: &SourceTable| self.entries.iter().any(|entry| entry.matches(&table.schema, &table.name));
-        Ok(found.tables.into_iter().filter(wanted).map(|table| (table.oid, table.qualified_name())).collect())
+        plan_tables(&self.database, &self.entries, found.tables, types, folders)
     }
 
     /// A database may be empty yet: its first tables start the sync.
@@ -243,7 +256,7 @@ impl SourceSync {
                 () = self.shutdown.cancelled() => return Ok(()),
                 () = tokio::time::sleep(TABLES_EVERY) => {}
             }
-            if !self.table_names(client).await?.is_empty() {
+            if !self.plan(client, &BTreeMap::new()).await?.is_empty() {
                 return Err(SyncError::TablesChanged);
             }
         }
@@ -316,189 +329,9 @@ impl SourceSync {
         }
     }
 
-    /// Opens what goes on and lists what must be loaded.
-    async fn open_tables(
-        &self,
-        tasks: &TaskTracker,
-        state: &mut SyncState,
-        planned: Vec<PlannedTable>,
-        (system_identifier, generation): (&str, u32),
-        confirmed: Lsn,
-    ) -> Result<OpenedTables, SyncError> {
-        state.begin_incarnation(system_identifier, generation).await?;
-        let incarnation = format!("{system_identifier}-{generation}");
-        let mut opened = OpenedTables {
-            router: Router::new(self.spool_directory()),
-            tables: HashMap::new(),
-            names: planned.iter().map(|table| (table.relation, table.name.clone())).collect(),
-            to_load: Vec::new(),
-            held: BTreeSet::new(),
-            tasks: tasks.clone(),
-            points: self.points_table(&incarnation),
-            first_cut: Lsn::ZERO,
-            confirmed,
-            marks: Vec::new(),
-        };
-        let names: BTreeSet<String> = planned.iter().flat_map(PlannedTable::shown_names).collect();
-        self.board.retain_tables(&self.database, |table| names.contains(table));
-        for table in planned {
-            self.open_table(state, table, &incarnation, &mut opened).await?;
-        }
-        let following = opened.tables.values().flat_map(LiveTable::table_ids).collect();
-        state.follow(following, std::mem::take(&mut opened.marks)).await?;
-        for relation in &opened.to_load {
-            opened.router.start_loading(*relation)?;
-        }
-        Ok(opened)
-    }
-
-    async fn open_table(
-        &self,
-        state: &SyncState,
-        planned: PlannedTable,
-        incarnation: &str,
-        opened: &mut OpenedTables,
-    ) -> Result<(), SyncError> {
-        let location = self.lake.table(&[&planned.folder[0], &planned.folder[1], &planned.folder[2]]);
-        let shown =
-            Shown { board: self.board.clone(), database: self.database.clone(), table: planned.name.clone() };
-        self.board.update(&self.database, &planned.name, |status| {
-            status.location = location.uri().to_owned();
-        });
-        let (found, broken) = self.look_for(&location).await?;
-        let table_id = table_id(found.as_ref(), &planned.name, &location)?;
-        let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
-        let OpenedHistory { table: history, beside, broken: broken_history } =
-            self.open_history(&planned, incarnation).await?;
-        let broken = broken.or(broken_history);
-        if planned.mode != Mode::Mirror {
-            opened.router.keep_origins(planned.relation);
-        }
-        let definition = planned.definition(&table_id);
-
-        let mend = planned.can_be_mended()
-            && found.as_ref().is_some_and(|table| same_shape(table.definition(), &definition));
-        let mut entry = LiveTable {
-            mend,
-            planned,
-            location,
-            definition,
-            table_id,
-            app_id,
-            shown,
-            version: None,
-            history: beside,
-            writer: None,
-            loading: false,
-            clear_at_commit: false,
-        };
-        let left_out = entry.history.as_ref().and_then(|beside| state.discontinuity(&beside.table_id));
-        let discontinuity = match (state.discontinuity(&entry.table_id), left_out) {
-            // It was synced without its history for a while, which has missed what came then.
-            (None | Some(Discontinuity::Loading), Some(missed)) => Some(missed),
-            (own, _) => own,
-        };
-        let stays = match (&broken, discontinuity) {
-            (Some(reason), _) | (None, Some(Discontinuity::Halted { reason })) => {
-                tracing::error!(table = %entry.planned.name, %reason, "table is halted; the others go on");
-                entry.all_shown().for_each(|shown| shown.show_halted(reason));
-                true
-            }
-            (None, Some(Discontinuity::Paused { hold })) => {
-                entry.all_shown().for_each(|shown| shown.show(TableState::Paused));
-                opened.held.extend(hold.then_some(entry.planned.relation));
-                true
-            }
-            (None, Some(Discontinuity::Loading | Discontinuity::Stale) | None) => false,
-        };
-        if stays {
-            opened.router.halt(entry.planned.relation);
-            opened.tables.insert(entry.planned.relation, entry);
-            return Ok(());
-        }
-        let continues = found.filter(|table| same_shape(table.definition(), &entry.definition));
-        let position = continues.as_ref().and_then(|table| position_of(table, &entry.app_id));
-        let of_history = match &entry.history {
-            Some(beside) => history.as_ref().and_then(|table| position_of(table, &beside.app_id)),
-            None => position,
-        };
-        // A load whose join was interrupted is whole if the slot still has everything after it.
-        let follows = |(own, of_history): &(Lsn, Lsn)| match discontinuity {
-            None => true,
-            Some(Discontinuity::Loading) => opened.confirmed <= *own.min(of_history),
-            Some(_) => false,
-        };
-        let is_stale = discontinuity == Some(&Discontinuity::Stale);
-        match (continues, position.zip(of_history).filter(follows)) {
-            (Some(table), Some((position, of_history))) => {
-                let from = position.min(of_history);
-                opened.first_cut = opened.first_cut.max(position).max(of_history);
-                opened.router.go_live(
-                    entry.planned.relation,
-                    entry.planned.schema.clone(),
-                    entry.planned.builder.clone(),
-                    from,
-                );
-                entry.clear_at_commit = discontinuity.is_some();
-                entry.follow(table, history, [position, of_history], &self.upkeep, &opened.tasks);
-            }
-            _ => {
-                entry.loading = true;
-                opened.to_load.push(entry.planned.relation);
-                let mark = if is_stale { Discontinuity::Stale } else { Discontinuity::Loading };
-                opened.marks.push((entry.table_id.clone(), mark));
-            }
-        }
-        opened.tables.insert(entry.planned.relation, entry);
-        Ok(())
-    }
-
     /// Where what does not fit into memory waits.
     pub fn spool_directory(&self) -> PathBuf {
         self.state_dir.join("spool")
-    }
-
-    fn points_table(&self, incarnation: &str) -> PointsTable {
-        let folder = wal_decoder::folder_name(&self.database);
-        PointsTable {
-            location: self.lake.table(&[&folder, "_tidewater", "consistent_points"]),
-            incarnation: incarnation.to_owned(),
-            app_id: format!("tidewater/{}/{}/consistent_points/{incarnation}", self.instance, self.database),
-            options: self.writer_options(),
-        }
-    }
-
-    /// Looks for a table in the lake: what is there, or why it cannot be gone on from. Every opening finds the same, so
-    /// nothing has to remember that.
-    async fn look_for(
-        &self,
-        location: &TableLocation,
-    ) -> Result<(Option<MirrorTable>, Option<String>), SyncError> {
-        match MirrorTable::open(location.clone(), self.writer_options()).await {
-            Ok(found) => Ok((found, None)),
-            Err(error) if halts_table(&error) => Ok((None, Some(error_chain(&error)))),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// The history beside a mirror, with `mode: both`.
-    async fn open_history(
-        &self,
-        planned: &PlannedTable,
-        incarnation: &str,
-    ) -> Result<OpenedHistory, SyncError> {
-        let Some(folder) = &planned.history_folder else { return Ok(OpenedHistory::default()) };
-        let location = self.lake.table(&folder.each_ref().map(String::as_str));
-        let name = history_name(&planned.name);
-        let shown = Shown { board: self.board.clone(), database: self.database.clone(), table: name.clone() };
-        self.board.update(&self.database, &name, |status| status.location = location.uri().to_owned());
-        let (found, broken) = self.look_for(&location).await?;
-        let table_id = table_id(found.as_ref(), &name, &location)?;
-        let definition = planned.history_definition(&table_id);
-        let app_id = format!("tidewater/{}/{}/{table_id}/{incarnation}", self.instance, self.database);
-        let table = found.filter(|table| same_shape(table.definition(), &definition));
-        let beside = Some(HistoryBeside { location, definition, table_id, app_id, shown });
-        Ok(OpenedHistory { table, beside, broken })
     }
 
     /// How a table's files are written.
@@ -524,64 +357,4 @@ impl Interruption {
             metrics::gauge!(telemetry::SYNC_LAG_SECONDS, &labels).set(table.lag_seconds.unwrap_or_default());
         });
     }
-}
-
-/// A history beside a mirror, as it was found.
-#[derive(Default)]
-struct OpenedHistory {
-    /// The table, if it has the shape to go on.
-    table: Option<MirrorTable>,
-    beside: Option<HistoryBeside>,
-    /// Why it cannot be opened.
-    broken: Option<String>,
-}
-
-/// What preparing found.
-pub struct OpenedTables {
-    /// Knows every table's stage.
-    pub router: Router,
-    /// Every table of the plan.
-    pub tables: HashMap<u32, LiveTable>,
-    /// All tables of the plan.
-    pub names: BTreeSet<(u32, String)>,
-    /// Which of them have to be loaded.
-    pub to_load: Vec<u32>,
-    /// Which of them are paused and keep the slot where it is.
-    pub held: BTreeSet<u32>,
-    /// The tables' tasks.
-    pub tasks: TaskTracker,
-    /// Where the cuts are recorded.
-    pub points: PointsTable,
-    /// The first cut lies at or above every table's position.
-    pub first_cut: Lsn,
-    /// Where the slot begins: what was committed later is sent.
-    confirmed: Lsn,
-    /// What `sync_state.json` is to say of those that have to be loaded.
-    marks: Vec<(String, Discontinuity)>,
-}
-
-/// The id that a table of the lake was given when it was made, a new one if it is not there yet.
-fn table_id(found: Option<&MirrorTable>, name: &str, location: &TableLocation) -> Result<String, SyncError> {
-    let Some(found) = found else { return Ok(uuid::Uuid::new_v4().to_string()) };
-    found.definition().configuration.get("tidewater.table_id").cloned().ok_or_else(|| {
-        SyncError::ForeignTable { table: name.to_owned(), location: location.uri().to_owned() }
-    })
-}
-
-/// Up to where a table holds every change.
-fn position_of(table: &MirrorTable, app_id: &str) -> Option<Lsn> {
-    table.txn(app_id).map(|position| Lsn(position.unsigned_abs()))
-}
-
-/// Whether changes of `wanted` fit the table as it stands.
-fn same_shape(table: &TableDefinition, wanted: &TableDefinition) -> bool {
-    let columns = |definition: &TableDefinition| -> Vec<_> {
-        let fields = definition.schema.fields().iter();
-        fields.map(|field| (field.name().clone(), field.data_type().clone())).collect()
-    };
-    columns(table) == columns(wanted)
-        && table.kind == wanted.kind
-        && table.key == wanted.key
-        && table.partition_by == wanted.partition_by
-        && table.deletion_vectors == wanted.deletion_vectors
 }

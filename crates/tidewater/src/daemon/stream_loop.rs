@@ -11,32 +11,29 @@
 //!    └────────────────────── confirm(end of the cut) ◀────────┘
 //! ```
 
+mod cuts;
 mod loading;
 mod requests;
+mod reshaping;
 mod verifying;
 
+pub use reshaping::Look;
+
+use super::SyncError;
 use super::batch::Batch;
 use super::consistent_points::PointRecorder;
-use super::crash_point::death_point;
-use super::first_load::{LoadFailed, LoadTable, Loaded};
-use super::plan::PlannedTable;
+use super::error::error_chain;
+use super::first_load::{LoadFailed, Loaded};
+use super::live_table::LiveTable;
 use super::retained_wal::RetainedWal;
-use super::router::{CommitPoint, Router, Step, Stop, TransactionReplay};
+use super::router::{CommitPoint, Router, Step, TransactionReplay};
 use super::source_sync::{OpenedTables, SourceSync};
 use super::sync_state::{Discontinuity, SyncState};
-use super::table_upkeep::{TableUpkeep, UpkeepPolicy};
-use super::table_writer::{Outcome, Shown, TableWriter};
-use super::{SyncError, commit_info};
-use crate::status::TableState;
 use crate::telemetry;
 use bytes::Bytes;
-use delta_writer::{MirrorTable, TableDefinition, TableLocation};
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use cuts::{Flight, next_answer};
 use postgres_connector::{Client, Event, LogicalStream};
 use std::collections::{BTreeSet, HashMap};
-use std::future::Future;
-use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -63,129 +60,6 @@ pub enum Target {
     Shutdown,
     /// When everything up to here is in the lake.
     Position(Lsn),
-}
-
-/// One table of the plan while its database is followed.
-pub struct LiveTable {
-    /// What it is.
-    pub planned: PlannedTable,
-    /// Where it is.
-    pub location: TableLocation,
-    /// Its shape in the lake.
-    pub definition: TableDefinition,
-    /// Drawn once, kept in the table's metadata.
-    pub table_id: String,
-    /// The application id of its `txn` entries.
-    pub app_id: String,
-    /// Where its state is shown.
-    pub shown: Shown,
-    /// The Delta version of its last data commit, once it was opened or loaded.
-    pub version: Option<i64>,
-    /// It is in the lake in its present shape: what it lacks is found by comparing.
-    pub mend: bool,
-    /// The history beside it, with `mode: both`.
-    pub history: Option<HistoryBeside>,
-    /// Its task, once it is live.
-    pub writer: Option<TableWriter>,
-    /// Its load is under way or waiting.
-    pub loading: bool,
-    /// It is caught up once the next cut is committed, and leaves `sync_state.json` then.
-    pub clear_at_commit: bool,
-}
-
-/// The second table of the lake that a source table has with `mode: both`.
-#[derive(Debug, Clone)]
-pub struct HistoryBeside {
-    /// Where it is.
-    pub location: TableLocation,
-    /// Its shape.
-    pub definition: TableDefinition,
-    /// Drawn once, kept in the table's metadata.
-    pub table_id: String,
-    /// The application id of its `txn` entries.
-    pub app_id: String,
-    /// Where its state is shown.
-    pub shown: Shown,
-}
-
-impl LiveTable {
-    /// The ids of all that the stream keeps going for it in the lake: its own and that of its history.
-    pub fn table_ids(&self) -> impl Iterator<Item = String> {
-        std::iter::once(self.table_id.clone())
-            .chain(self.history.as_ref().map(|beside| beside.table_id.clone()))
-    }
-
-    /// What its load is to do.
-    pub fn load_request(&self, sync: &SourceSync) -> LoadTable {
-        LoadTable {
-            planned: self.planned.clone(),
-            location: self.location.clone(),
-            definition: self.definition.clone(),
-            options: sync.writer_options(),
-            app_id: self.app_id.clone(),
-            shown: self.shown.clone(),
-            dead_letters: sync.dead_letters.clone(),
-            mend: self.mend,
-            lake: sync.reader.clone(),
-            spool: sync.spool_directory(),
-            history: self.history.clone(),
-        }
-    }
-
-    /// It holds what its database's last landed cut holds.
-    pub fn is_at_the_cut(&self) -> bool {
-        self.writer.is_some() && !self.loading && !self.clear_at_commit
-    }
-
-    /// It is known by this name, or its history is.
-    pub fn is_called(&self, name: &str) -> bool {
-        self.all_shown().any(|shown| shown.table == name)
-    }
-
-    /// Where its state is shown, and that of its history.
-    pub fn all_shown(&self) -> impl Iterator<Item = &Shown> {
-        std::iter::once(&self.shown).chain(self.history.as_ref().map(|beside| &beside.shown))
-    }
-
-    /// Starts the task of its table in the lake, and of its history. `from` is what each has already.
-    pub fn follow(
-        &mut self,
-        table: MirrorTable,
-        history: Option<MirrorTable>,
-        from: [Lsn; 2],
-        upkeep: &UpkeepPolicy,
-        tasks: &TaskTracker,
-    ) {
-        let [own, of_history] = from;
-        let upkeep_of = |shown: &Shown| TableUpkeep::new(shown.clone(), upkeep.clone());
-        self.version = Some(table.version());
-        self.shown.show_live(&table, self.streaming_state(), own);
-        let mut writer = TableWriter::spawn(table, own, upkeep_of(&self.shown), tasks);
-        if let Some((beside, table)) = self.history.as_ref().zip(history) {
-            beside.shown.show_live(&table, self.streaming_state(), of_history);
-            let history = TableWriter::spawn(table, of_history, upkeep_of(&beside.shown), tasks);
-            writer = writer.with_history(history, beside.app_id.clone(), beside.shown.clone());
-        }
-        self.writer = Some(writer);
-    }
-
-    /// What it does while it follows the stream.
-    pub fn streaming_state(&self) -> TableState {
-        if self.planned.inserts_only.is_some() { TableState::InsertsOnly } else { TableState::Streaming }
-    }
-}
-
-type Answer = Pin<Box<dyn Future<Output = (u32, Option<Outcome>)> + Send>>;
-
-/// A cut whose commits are under way.
-struct Flight {
-    point: CommitPoint,
-    began: Instant,
-    answers: FuturesUnordered<Answer>,
-    /// When its oldest transaction was committed.
-    oldest_commit: Option<i64>,
-    /// Tables that leave `sync_state.json` when it lands.
-    clear: Vec<u32>,
 }
 
 /// See the module's essay.
@@ -218,6 +92,10 @@ pub struct StreamLoop {
     /// The source's end of WAL as last heard.
     source_end: Lsn,
     confirmed: Lsn,
+    /// Every transaction that ended up to here was received.
+    passed: Lsn,
+    /// What the catalog showed, until the stream has passed that.
+    look: Option<Look>,
     first_cut: Lsn,
     target: Target,
     ticks: u64,
@@ -261,6 +139,8 @@ impl StreamLoop {
             last_commit: CommitPoint { end_lsn: Lsn::ZERO, commit_time: 0 },
             source_end: Lsn::ZERO,
             confirmed: Lsn::ZERO,
+            passed: Lsn::ZERO,
+            look: Some(opened.look),
             target,
             ticks: 0,
         }
@@ -284,6 +164,7 @@ impl StreamLoop {
             self.begin_loads();
             self.begin_verification();
             self.drain().await?;
+            self.take_look().await?;
             if self.cut_is_due() {
                 self.cut().await?;
             }
@@ -331,11 +212,20 @@ impl StreamLoop {
                 if self.verifier.cuts_before(self.commit_of(&data)) {
                     self.cut_for_verification().await?;
                 }
-                let step = self.router.message(&data)?;
+                let step = match self.router.message(&data)? {
+                    Step::Reshape(relation) => {
+                        self.reshape(relation).await?;
+                        self.router.message(&data)?
+                    }
+                    step => step,
+                };
                 self.step(step).await
             }
             Event::Keepalive { wal_end, .. } => {
                 self.source_end = self.source_end.max(wal_end);
+                if self.router.between_transactions() {
+                    self.passed = self.passed.max(wal_end);
+                }
                 let all_below_received = wal_end >= self.first_cut && self.router.between_transactions();
                 if all_below_received && self.last_commit.end_lsn < self.first_cut {
                     // Nothing was committed since the youngest table's position: a cut may be there.
@@ -355,6 +245,7 @@ impl StreamLoop {
             Step::HandOver => self.hand_over().await,
             Step::Committed(point) => {
                 self.last_commit = point;
+                self.passed = self.passed.max(point.end_lsn);
                 if self.router.has_changes() {
                     if self.waiting_since.is_none() {
                         self.waiting_since = Some(Instant::now());
@@ -366,7 +257,12 @@ impl StreamLoop {
                 Ok(())
             }
             Step::Replay(replay) => self.replay(*replay).await,
-            Step::Stopped(relation, stop) => self.stop_table(relation, stop).await,
+            Step::Announced(columns) => self.take_announced(*columns).await,
+            // The message was given again by whoever reshaped the table; it cannot ask for that twice.
+            Step::Reshape(relation) => {
+                self.reload(relation, "its columns change faster than they are read").await
+            }
+            Step::Stopped(relation, error) => self.halt(relation, error_chain(&error)).await,
         }
     }
 
@@ -374,11 +270,15 @@ impl StreamLoop {
         let mut message = Vec::new();
         while let Some(subxid) = replay.messages.next(&mut message).map_err(SyncError::Spool)? {
             let bytes = Bytes::copy_from_slice(&message);
-            match self.router.replay_message(&replay, subxid, &bytes)? {
-                Step::Continue => {}
-                Step::HandOver => self.hand_over().await?,
-                Step::Stopped(relation, stop) => self.stop_table(relation, stop).await?,
-                Step::Committed(_) | Step::Replay(_) => {}
+            let step = match self.router.replay_message(&replay, subxid, &bytes)? {
+                Step::Reshape(relation) => {
+                    self.reshape(relation).await?;
+                    self.router.replay_message(&replay, subxid, &bytes)?
+                }
+                step => step,
+            };
+            if !matches!(step, Step::Continue) {
+                Box::pin(self.step(step)).await?;
             }
         }
         match self.router.replay_done(&replay) {
@@ -410,136 +310,6 @@ impl StreamLoop {
         Ok(())
     }
 
-    fn clearing(&self) -> bool {
-        self.tables.values().any(|table| table.clear_at_commit)
-    }
-
-    fn cut_is_due(&self) -> bool {
-        if self.flight.is_some() || !self.router.between_transactions() {
-            return false;
-        }
-        let Some(since) = self.waiting_since else { return false };
-        self.last_commit.end_lsn >= self.first_cut
-            && (since.elapsed() >= self.flush_every()
-                || self.router.ops_since_cut() >= self.sync.flush.rows
-                || self.router.bytes_since_cut() >= self.sync.flush.bytes.bytes())
-    }
-
-    /// How long changes wait for more; not at all once the target is in sight.
-    fn flush_every(&self) -> Duration {
-        match self.target {
-            Target::Position(target) if self.last_commit.end_lsn.max(self.source_end) >= target => {
-                Duration::ZERO
-            }
-            _ => self.sync.flush.every.duration(),
-        }
-    }
-
-    fn flush_due_at(&self) -> Option<Instant> {
-        let waiting = self.flight.is_none() && self.router.between_transactions();
-        let ready = self.last_commit.end_lsn >= self.first_cut;
-        self.waiting_since.filter(|_| waiting && ready).map(|since| since + self.flush_every())
-    }
-
-    /// Cuts here for every table with changes, and sends the commits on their way.
-    async fn cut(&mut self) -> Result<(), SyncError> {
-        let point = self.last_commit;
-        let mut flight = Flight {
-            point,
-            began: Instant::now(),
-            answers: FuturesUnordered::new(),
-            oldest_commit: self.oldest_commit.take(),
-            clear: Vec::new(),
-        };
-        for (relation, changes) in self.router.cut() {
-            if let Some(changes) = changes {
-                self.apply(relation, changes).await?;
-            }
-            let Some(table) = self.tables.get(&relation) else { continue };
-            let Some(writer) = &table.writer else { continue };
-            let spec =
-                commit_info::of_stream(&table.app_id, self.confirmed, point.end_lsn, point.commit_time);
-            let answer = writer.commit(spec).await?;
-            flight.answers.push(Box::pin(async move { (relation, answer.await) }));
-        }
-        for (relation, table) in &mut self.tables {
-            if std::mem::take(&mut table.clear_at_commit) {
-                flight.clear.push(*relation);
-            }
-        }
-        self.waiting_since = None;
-        self.flight = Some(flight);
-        Ok(())
-    }
-
-    /// One table of the cut has answered; with the last of them the slot moves.
-    async fn answered(&mut self, answer: Option<(u32, Option<Outcome>)>) -> Result<(), SyncError> {
-        let Some((relation, outcome)) = answer else { return self.landed().await };
-        let Some(table) = self.tables.get_mut(&relation) else { return Ok(()) };
-        let point = self.flight.as_ref().map_or(self.last_commit, |flight| flight.point);
-        match outcome {
-            Some(Outcome::Committed { committed, rows }) => {
-                let labels =
-                    [("database", table.shown.database.clone()), ("table", table.shown.table.clone())];
-                metrics::counter!(telemetry::SYNC_ROWS_TOTAL, &labels)
-                    .increment(committed.rows_added + committed.rows_deleted);
-                table.version = Some(committed.version);
-                self.points.changed(relation);
-                table.shown.board.update(&table.shown.database, &table.shown.table, |status| {
-                    status.position = Some(point.end_lsn);
-                    status.version = Some(committed.version);
-                    status.rows = Some(rows);
-                });
-                Ok(())
-            }
-            Some(Outcome::Unchanged) => Ok(()),
-            Some(Outcome::Halted(reason)) => self.halt(relation, reason).await,
-            Some(Outcome::Failed(error)) => Err(error),
-            None => Err(SyncError::WriterGone),
-        }
-    }
-
-    async fn landed(&mut self) -> Result<(), SyncError> {
-        let Some(flight) = self.flight.take() else { return Ok(()) };
-        if !flight.clear.is_empty() {
-            let ids: Vec<String> = flight
-                .clear
-                .iter()
-                .filter_map(|relation| self.tables.get(relation))
-                .filter(|table| !table.loading)
-                .flat_map(LiveTable::table_ids)
-                .collect();
-            self.state.clear(&ids).await?;
-            flight.clear.iter().for_each(|relation| self.points.changed(*relation));
-        }
-        self.points.landed(flight.point, &self.tables).await?;
-        metrics::histogram!(telemetry::SYNC_COMMIT_SECONDS, "database" => self.sync.database.clone())
-            .record(flight.began.elapsed().as_secs_f64());
-        self.confirm(flight.point.end_lsn).await?;
-        Ok(())
-    }
-
-    async fn confirm(&mut self, position: Lsn) -> Result<(), SyncError> {
-        if position > self.confirmed {
-            self.confirmed = position;
-            if self.held.is_empty() {
-                death_point!("slot-before-confirm");
-                self.stream.confirm(position).await?;
-                death_point!("slot-after-confirm");
-            }
-        }
-        Ok(())
-    }
-
-    /// With nothing received that is not in the lake, the slot may follow the source's idle WAL.
-    async fn confirm_idle(&mut self, position: Lsn) -> Result<(), SyncError> {
-        let idle = self.flight.is_none()
-            && !self.router.has_changes()
-            && self.router.between_transactions()
-            && !self.clearing();
-        if idle { self.confirm(position).await } else { Ok(()) }
-    }
-
     /// A table leaves the stream for good; the others go on.
     async fn halt(&mut self, relation: u32, reason: String) -> Result<(), SyncError> {
         self.router.halt(relation);
@@ -552,23 +322,10 @@ impl StreamLoop {
             table.loading = false;
             table.clear_at_commit = false;
             table.all_shown().for_each(|shown| shown.show_halted(&reason));
-            let entry = (table.table_id.clone(), Discontinuity::Halted { reason });
-            self.state.enter(vec![entry]).await?;
+            let reason = Discontinuity::Halted { reason };
+            self.state.enter(table.table_ids().map(|id| (id, reason.clone())).collect()).await?;
         }
         Ok(())
-    }
-
-    async fn stop_table(&mut self, relation: u32, stop: Stop) -> Result<(), SyncError> {
-        match stop {
-            Stop::Row(error) => self.halt(relation, super::error::error_chain(&error)).await,
-            Stop::ShapeChanged(error) => {
-                // Everything is planned anew from the catalog; named as discontinuous, the table is
-                // loaded in its new shape, and replaced in one commit.
-                let Some(table) = self.tables.get(&relation) else { return Ok(()) };
-                self.state.enter(vec![(table.table_id.clone(), Discontinuity::Stale)]).await?;
-                Err(SyncError::ShapeChanged { table: table.planned.name.clone(), source: error })
-            }
-        }
     }
 
     fn is_done(&self) -> bool {
@@ -582,6 +339,7 @@ impl StreamLoop {
                     // A load that has ended may still wait in the channel to join the stream.
                     && !self.tables.values().any(|table| table.loading)
                     && !self.clearing()
+                    && self.look.is_none()
             }
         }
     }
@@ -654,21 +412,11 @@ impl StreamLoop {
                 .board
                 .update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
         }
-        if self.sync.table_names(&self.client).await? != self.names {
-            return Err(SyncError::TablesChanged);
-        }
+        self.look_at_catalog().await?;
         if self.oldest_commit.is_none() {
             postgres_connector::heartbeat(&self.client).await?;
         }
         Ok(())
-    }
-}
-
-/// The next answer of the cut under way; `None` once all have answered. Never ready without a cut.
-async fn next_answer(flight: &mut Option<Flight>) -> Option<(u32, Option<Outcome>)> {
-    match flight {
-        Some(flight) => flight.answers.next().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -22,8 +22,9 @@ const FORMAT: u32 = 1;
 /// A small object; anything larger is not ours.
 const SIZE_LIMIT: u64 = 16 << 20;
 
-/// Why a table's rows are not continuous with the slot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Why a table's rows are not continuous with the slot. A later one says more: of a table with a history beside it,
+/// the greater of both reasons counts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum Discontinuity {
     /// Its load, or the changes made while it ran, are not all committed yet.
@@ -31,16 +32,34 @@ pub enum Discontinuity {
     /// Its rows cannot be gone on from, however far they are: its shape changed, its owner wants it loaded, or it was
     /// not followed for a while.
     Stale,
-    /// An error stopped it; it is mended when its owner asks for it.
-    Halted {
-        /// What happened, for `status` after a restart.
-        reason: String,
-    },
     /// It was asked to stay as it is.
     Paused {
         /// The slot is not confirmed meanwhile; otherwise the table is compared with its source when it resumes.
         hold: bool,
     },
+    /// An error stopped it; it is mended when its owner asks for it.
+    Halted {
+        /// What happened, for `status` after a restart.
+        reason: String,
+    },
+}
+
+/// Where the lake's tables of one source table are: schema's and table's folder of each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Folders {
+    /// Its mirror's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<[String; 2]>,
+    /// Its history's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<[String; 2]>,
+}
+
+impl Folders {
+    /// These, and where there is none that of `others`: what a mode does not write stays where it is for the next.
+    pub fn or(self, others: Folders) -> Folders {
+        Folders { mirror: self.mirror.or(others.mirror), history: self.history.or(others.history) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +73,9 @@ struct Content {
     /// then on, and nothing but its absence here would tell when it comes back.
     #[serde(default)]
     following: BTreeSet<String>,
+    /// Where the tables of the last plan are, by relation: a table that is renamed stays where it is.
+    #[serde(default)]
+    folders: BTreeMap<u32, Folders>,
 }
 
 /// One database's sync state and where it is kept. Only the daemon that holds the slot writes it.
@@ -94,6 +116,7 @@ impl SyncState {
                 generation: 0,
                 tables: BTreeMap::new(),
                 following: BTreeSet::new(),
+                folders: BTreeMap::new(),
             },
             Err(source) => return Err(failed(source)),
         };
@@ -115,6 +138,11 @@ impl SyncState {
         self.content.tables.get(table_id)
     }
 
+    /// The folders of the tables that were synced last, by relation.
+    pub fn folders(&self) -> &BTreeMap<u32, Folders> {
+        &self.content.folders
+    }
+
     /// Begins an incarnation: from here on only its `txn` entries count.
     pub async fn begin_incarnation(
         &mut self,
@@ -125,6 +153,10 @@ impl SyncState {
             return Ok(());
         }
         let mut content = self.content.clone();
+        if content.system_identifier != system_identifier {
+            // Another cluster's relations mean nothing here.
+            content.folders.clear();
+        }
         content.system_identifier = system_identifier.to_owned();
         content.generation = generation;
         self.put(content).await
@@ -137,19 +169,29 @@ impl SyncState {
         self.put(content).await
     }
 
-    /// Says which tables the stream carries from now on, with entries for those that are discontinuous. Tables that
-    /// it carried until now and carries no longer become discontinuous. Returns after it is durable.
+    /// Says which tables the stream carries from now on and where they are, with entries for those that are
+    /// discontinuous. Tables that it carried until now and carries no longer become discontinuous, but for those in
+    /// `replaced`: they never come back. Returns after it is durable.
     pub async fn follow(
         &mut self,
         following: BTreeSet<String>,
+        folders: BTreeMap<u32, Folders>,
         entries: Vec<(String, Discontinuity)>,
+        replaced: &BTreeSet<String>,
     ) -> Result<(), SyncError> {
         let mut content = self.content.clone();
         content.tables.extend(entries);
-        for left in self.content.following.difference(&following) {
-            content.tables.entry(left.clone()).or_insert(Discontinuity::Stale);
+        content.tables.retain(|id, _| !replaced.contains(id));
+        content.following.retain(|id| !replaced.contains(id));
+        for left in content.following.difference(&following) {
+            let reason = content.tables.entry(left.clone()).or_insert(Discontinuity::Stale);
+            if *reason == Discontinuity::Loading {
+                // Nobody will finish that load.
+                *reason = Discontinuity::Stale;
+            }
         }
         content.following = following;
+        content.folders = folders;
         self.put(content).await
     }
 
@@ -209,13 +251,23 @@ mod tests {
         let path = Path::from("sync_state.json");
         let mut state = SyncState::read(store.clone(), path.clone()).await.unwrap();
         let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<_>>();
-        state.follow(ids(&["a", "b"]), Vec::new()).await.unwrap();
+        let none = BTreeSet::new();
+        state.follow(ids(&["a", "b"]), BTreeMap::new(), Vec::new(), &none).await.unwrap();
         assert_eq!(state.discontinuity("b"), None);
-        state.follow(ids(&["a"]), Vec::new()).await.unwrap();
+        state.follow(ids(&["a"]), BTreeMap::new(), Vec::new(), &none).await.unwrap();
         let mut state = SyncState::read(store, path).await.unwrap();
-        state.follow(ids(&["a", "b"]), Vec::new()).await.unwrap();
+        state.follow(ids(&["a", "b"]), BTreeMap::new(), Vec::new(), &none).await.unwrap();
         assert_eq!(state.discontinuity("a"), None);
         assert_eq!(state.discontinuity("b"), Some(&Discontinuity::Stale));
+
+        // A load that was under way when it was left out is never finished.
+        state.enter(vec![("a".into(), Discontinuity::Loading)]).await.unwrap();
+        state.follow(ids(&["b"]), BTreeMap::new(), Vec::new(), &none).await.unwrap();
+        assert_eq!(state.discontinuity("a"), Some(&Discontinuity::Stale));
+
+        // A table that another one takes the place of is gone for good.
+        state.follow(ids(&["c"]), BTreeMap::new(), Vec::new(), &ids(&["a", "b"])).await.unwrap();
+        assert_eq!((state.discontinuity("a"), state.discontinuity("b")), (None, None));
     }
 
     #[tokio::test]

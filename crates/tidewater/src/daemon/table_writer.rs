@@ -15,7 +15,7 @@ use super::error::{error_chain, halts_table};
 use super::table_upkeep::{TableUpkeep, UpkeepStep};
 use crate::status::{StatusBoard, TableState};
 use crate::telemetry;
-use delta_writer::{CommitSpec, Committed, DeltaError, MirrorTable};
+use delta_writer::{CommitSpec, Committed, DeltaError, MirrorTable, Reshape};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -45,6 +45,8 @@ pub enum Outcome {
 
 enum Work {
     Apply(Batch),
+    /// With where the commit record of the transaction begins that it stands in.
+    Reshape(Box<Reshape>, Lsn),
     Commit(Box<CommitSpec>, oneshot::Sender<Outcome>),
 }
 
@@ -167,6 +169,16 @@ impl TableWriter {
         self.work.send(Work::Apply(batch)).await.map_err(|_| SyncError::WriterGone)
     }
 
+    /// Lets the changes handed over from now on be in another shape; the history beside it takes `of_history`. `at` is
+    /// where the commit record of the transaction begins that the change stands in.
+    pub async fn reshape(&self, own: Reshape, of_history: Option<Reshape>, at: Lsn) -> Result<(), SyncError> {
+        if let Some((history, reshape)) = self.history.as_ref().zip(of_history) {
+            let sent = history.writer.work.send(Work::Reshape(Box::new(reshape), at)).await;
+            sent.map_err(|_| SyncError::WriterGone)?;
+        }
+        self.work.send(Work::Reshape(Box::new(own), at)).await.map_err(|_| SyncError::WriterGone)
+    }
+
     /// Asks for a commit of everything handed over. What comes back says what became of it, `None` when the task
     /// has ended; with a history, once both have answered.
     pub async fn commit(
@@ -243,6 +255,13 @@ impl Owner {
                     self.between_flushes = false;
                     if self.failure.is_none() {
                         self.failure = batch.since(self.from).give_to(&mut self.table).await.err();
+                    }
+                }
+                Next::Work(Work::Reshape(reshape, at)) => {
+                    self.between_flushes = false;
+                    // A crash between two commits leaves one table ahead, in that shape or a later one already.
+                    if self.failure.is_none() && at >= self.from {
+                        self.failure = self.table.reshape(*reshape).await.err();
                     }
                 }
                 Next::Work(Work::Commit(spec, answer)) => {

@@ -130,28 +130,24 @@ async fn of_computes_that_take_over_at_once_the_highest_term_ends_up_writing() {
 }
 
 #[tokio::test]
-async fn a_layer_that_waited_too_long_for_its_manifest_is_captured_again() {
+async fn a_new_layer_that_is_older_than_the_manifest_before_is_written_again() {
     let store = in_memory();
     let main = with_main(&store).await;
     let mut next = following(&main);
     add_layer(&store, &mut next, [key(1, 3)]).await;
-    for layer in &mut next.body.layers {
-        layer.written_at = Timestamp::now().before(GRACE);
-    }
+    let mut late = next.clone();
+    late.body.layers[1].written_at = main.head.published_at.before(GRACE);
     // A process that knows nothing yet looks at the manifest before.
-    for store in [PageStore::new(store.storage.clone()), store] {
-        let error = store.publish(&Arc::new(next.clone())).await.unwrap_err();
+    for store in [&PageStore::new(store.storage.clone()), &store] {
+        let error = store.publish(&Arc::new(late.clone())).await.unwrap_err();
         assert!(
-            matches!(error, CoreError::LayerTooOld { layer, .. } if layer == next.body.layers[1].id),
+            matches!(error, CoreError::LayerTooOld { layer, .. } if layer == late.body.layers[1].id),
             "{error}"
         );
-        let mut known = following(&main);
-        known.body.layers[0].written_at = Timestamp::now().before(GRACE);
-        known.head.number =
-            store.latest(&shop(), main.head.branch).await.unwrap().unwrap().head.number.next();
-        store.publish(&Arc::new(known)).await.unwrap();
-        next.head.number = next.head.number.next();
     }
+    // What the manifest before names may be of any age.
+    next.body.layers[0].written_at = late.body.layers[1].written_at;
+    store.publish(&Arc::new(next)).await.unwrap();
 }
 
 #[tokio::test]
@@ -188,4 +184,22 @@ async fn a_project_is_made_once() {
     assert!(matches!(store.create_project(&other).await, Err(CoreError::ProjectExists { .. })));
     assert_eq!(store.project(&shop()).await.unwrap(), Some(record));
     assert_eq!(store.projects().await.unwrap(), [shop()]);
+}
+
+#[tokio::test]
+async fn a_renamed_branch_leaves_its_name_to_another_at_once() {
+    let store = in_memory();
+    let main = with_main(&store).await;
+    store.rename_branch(&shop(), main.head.branch, &name("before")).await.unwrap();
+    assert_eq!(store.find_branch(&shop(), &name("main")).await.unwrap(), None);
+    let renamed = store.find_branch(&shop(), &name("before")).await.unwrap().unwrap();
+    assert_eq!(renamed.branch, main.head.branch);
+    let restored = Arc::new(branch_of(&main, "main"));
+    store.create_branch(&restored, Some(&main.head)).await.unwrap();
+    let found = store.find_branch(&shop(), &name("main")).await.unwrap().unwrap();
+    assert_eq!(found.branch, restored.head.branch);
+    let error = store.rename_branch(&shop(), main.head.branch, &name("main")).await.unwrap_err();
+    assert!(matches!(error, CoreError::BranchExists { .. }), "{error}");
+    store.rename_branch(&shop(), main.head.branch, &name("before")).await.unwrap();
+    assert_eq!(store.branches(&shop()).await.unwrap().len(), 2);
 }

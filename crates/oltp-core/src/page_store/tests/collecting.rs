@@ -61,14 +61,41 @@ async fn a_branch_that_was_just_deleted_keeps_its_number_from_being_taken() {
 }
 
 #[tokio::test]
-async fn a_fresh_layer_without_a_manifest_is_left_for_its_manifest() {
+async fn a_layer_stays_while_its_writer_may_name_it_yet() {
     let store = in_memory();
     let mut main = manifest(BranchId::random(), 1, 1);
-    add_layer(&store, &mut main, [key(1, 0)]).await;
-    store.collect(&shop(), Duration::ZERO).await.unwrap();
-    assert_eq!(objects(&store, ".layer").await, 1);
+    main.body.files = vec![file(1, 4)];
+    store.create_branch(&Arc::new(main.clone()), None).await.unwrap();
+    let mut captured = following(&main);
+    add_layer(&store, &mut captured, [key(1, 0)]).await;
+    // For hours the keepers are away, and nothing can be published.
     store.collect_as_of(&shop(), Duration::ZERO, later()).await.unwrap();
-    assert_eq!(objects(&store, ".layer").await, 0);
+    captured.head.published_at = later();
+    store.publish(&Arc::new(captured.clone())).await.unwrap();
+    let view = ManifestView::new(Arc::new(captured));
+    assert_eq!(store.read_page(&view, key(1, 0)).await.unwrap(), Some(page(key(1, 0), 1)));
+}
+
+#[tokio::test]
+async fn a_layer_that_no_manifest_will_name_goes_when_its_writer_has_gone_on_or_is_fenced() {
+    let store = in_memory();
+    let main = manifest(BranchId::random(), 1, 1);
+    store.create_branch(&Arc::new(main.clone()), None).await.unwrap();
+    let mut orphan = following(&main);
+    add_layer(&store, &mut orphan, [key(1, 0)]).await;
+    store.collect(&shop(), Duration::ZERO).await.unwrap();
+    assert_eq!(objects(&store, ".layer").await, 1, "it is young");
+    let taken = store.take_over(&shop(), main.head.branch, Term(2)).await.unwrap();
+    store.collect_as_of(&shop(), Duration::ZERO, later()).await.unwrap();
+    assert_eq!(objects(&store, ".layer").await, 0, "its writer is fenced");
+
+    let mut next = following(&taken);
+    add_layer(&store, &mut next, [key(1, 0)]).await;
+    let mut next = following(&taken);
+    next.head.published_at = later();
+    store.publish(&Arc::new(next)).await.unwrap();
+    store.collect_as_of(&shop(), Duration::ZERO, later()).await.unwrap();
+    assert_eq!(objects(&store, ".layer").await, 0, "its writer has gone on without it");
 }
 
 fn record(name: &ProjectName, template: Option<&ProjectName>) -> ProjectRecord {
@@ -192,6 +219,8 @@ struct Tracked {
 
 struct World {
     store: PageStore,
+    /// Hours pass between events, so that everything is old enough to be collected.
+    clock: Timestamp,
     branches: Vec<Tracked>,
     writes: u64,
     made: u64,
@@ -201,10 +230,11 @@ impl World {
     async fn publish(
         &mut self,
         at: usize,
-        manifest: Manifest,
+        mut manifest: Manifest,
         pages: BTreeMap<u32, u64>,
         base: Option<&ManifestHead>,
     ) {
+        manifest.head.published_at = self.clock;
         let shared = Arc::new(manifest.clone());
         match base {
             Some(base) => self.store.publish_copy(&shared, base).await.unwrap(),
@@ -217,6 +247,7 @@ impl World {
 
     async fn happen(&mut self, event: Event) {
         let count = self.branches.len();
+        self.clock = self.clock.after(GRACE * 2);
         match event {
             Event::Capture(at, blocks) => {
                 let at = at % count;
@@ -224,13 +255,17 @@ impl World {
                 let mut pages = self.branches[at].pages.clone();
                 self.writes += 1;
                 let sequence = next.body.next_layer_sequence;
-                let mut writer =
-                    self.store.write_layers(&shop(), Term(1), sequence).unwrap().with_layers_of(2000);
+                let mut writer = self
+                    .store
+                    .write_layers(&shop(), next.head.branch, Term(1), sequence)
+                    .unwrap()
+                    .with_layers_of(2000);
                 for block in blocks.into_iter().collect::<std::collections::BTreeSet<_>>() {
                     writer.add(key(1, block), &page(key(1, block), self.writes)).await.unwrap();
                     pages.insert(block, self.writes);
                 }
-                next.body.layers.extend(writer.finish().await.unwrap());
+                let layers = writer.finish().await.unwrap().into_iter();
+                next.body.layers.extend(layers.map(|layer| LayerRef { written_at: self.clock, ..layer }));
                 next.body.next_layer_sequence = sequence.next();
                 self.publish(at, next, pages, None).await;
             }
@@ -247,7 +282,10 @@ impl World {
                 let at = at % count;
                 let mut next = following(&self.branches[at].manifest);
                 let view = ManifestView::new(Arc::new(self.branches[at].manifest.clone()));
-                if let Some(compaction) = self.store.compact(&view, Term(1)).await.unwrap() {
+                if let Some(mut compaction) = self.store.compact(&view, Term(1)).await.unwrap() {
+                    for layer in &mut compaction.added {
+                        layer.written_at = self.clock;
+                    }
                     assert!(compaction.apply(&mut next.body));
                     let pages = self.branches[at].pages.clone();
                     self.publish(at, next, pages, None).await;
@@ -256,7 +294,8 @@ impl World {
             Event::Branch(at) => {
                 let parent = &self.branches[at % count];
                 self.made += 1;
-                let child = branch_of(&parent.manifest, &format!("b{}", self.made));
+                let mut child = branch_of(&parent.manifest, &format!("b{}", self.made));
+                child.head.published_at = self.clock;
                 let base = parent.manifest.head.clone();
                 self.store.create_branch(&Arc::new(child.clone()), Some(&base)).await.unwrap();
                 let pages = parent.pages.clone();
@@ -281,7 +320,7 @@ impl World {
             }
             Event::Delete(_) => {}
             Event::Collect => {
-                self.store.collect_as_of(&shop(), GRACE, later()).await.unwrap();
+                self.store.collect_as_of(&shop(), GRACE * 9, self.clock.after(GRACE * 2)).await.unwrap();
             }
         }
     }
@@ -321,7 +360,7 @@ proptest! {
             store.create_branch(&Arc::new(main.clone()), None).await.unwrap();
             let history = [(ManifestNumber(1), BTreeMap::new())].into();
             let tracked = Tracked { manifest: main, pages: BTreeMap::new(), history };
-            let mut world = World { store, branches: vec![tracked], writes: 0, made: 0 };
+            let mut world = World { store, clock: Timestamp::now(), branches: vec![tracked], writes: 0, made: 0 };
             for event in events {
                 let collected = matches!(event, Event::Collect);
                 world.happen(event).await;

@@ -1,6 +1,7 @@
 //! An inspection finds damage wherever it is.
 
 use super::*;
+use crate::wal_keeper::WalChunk;
 
 async fn a_project(store: &PageStore) -> Manifest {
     let record = ProjectRecord {
@@ -16,7 +17,7 @@ async fn a_project(store: &PageStore) -> Manifest {
     store.create_project(&record).await.unwrap();
     let mut main = manifest(BranchId::random(), 1, 1);
     main.body.files = vec![file(1, 4), FileEntry { path: "base/5/16384".to_owned(), ..file(2, 4) }];
-    let mut writer = store.write_layers(&shop(), Term(1), LayerSequence(1)).unwrap();
+    let mut writer = store.write_layers(&shop(), main.head.branch, Term(1), LayerSequence(1)).unwrap();
     writer.add(key(1, 0), &page(key(1, 0), 1)).await.unwrap();
     writer.add(key(2, 3), &Page::zeroed()).await.unwrap();
     main.body.layers = writer.finish().await.unwrap();
@@ -80,7 +81,7 @@ async fn every_flipped_byte_is_found_and_its_object_named() {
 async fn a_missing_layer_a_strange_object_and_a_wrong_page_are_found() {
     let store = in_memory();
     let mut main = a_project(&store).await;
-    let mut writer = store.write_layers(&shop(), Term(1), LayerSequence(2)).unwrap();
+    let mut writer = store.write_layers(&shop(), main.head.branch, Term(1), LayerSequence(2)).unwrap();
     writer.add(key(2, 0), &page(key(2, 0), 1)).await.unwrap();
     main.body.layers.extend(writer.finish().await.unwrap());
     main.body.next_layer_sequence = LayerSequence(3);
@@ -92,4 +93,20 @@ async fn a_missing_layer_a_strange_object_and_a_wrong_page_are_found() {
     store.storage.put_if_absent(&object_names::layers(&shop()).join("notes.txt"), "x".into()).await.unwrap();
     let reasons: Vec<String> = defects(&store).await.into_iter().map(|defect| defect.reason).collect();
     assert_eq!(reasons, ["it is not named as a layer", "a manifest names it, and it is missing"]);
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_of_wal_is_found() {
+    let store = in_memory();
+    let branch = a_project(&store).await.head.branch;
+    let name = WalChunkName { timeline: Timeline(1), start: Lsn(64), end: Lsn(72), term: Term(3) };
+    let chunk = WalChunk { name, ends_at_record: true, wal: "8 bytes.".into() };
+    let path = name.path(&shop(), branch);
+    store.storage.put_if_absent(&path, chunk.encode()).await.unwrap();
+    assert_eq!(defects(&store).await, []);
+    replace(&store, &path, |bytes| bytes[50] ^= 1).await;
+    let found = defects(&store).await;
+    assert!(found.len() == 1 && found[0].object.ends_with(path.as_ref()), "{found:?}");
+    store.storage.put_if_absent(&wal_folder(&shop(), branch).join("x.wal"), "x".into()).await.unwrap();
+    assert_eq!(defects(&store).await.len(), 2);
 }

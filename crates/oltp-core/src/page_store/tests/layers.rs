@@ -48,7 +48,10 @@ async fn a_truncated_file_shows_none_of_its_old_pages_when_it_grows_again() {
 #[tokio::test]
 async fn a_large_capture_becomes_several_layers_that_are_read_as_one() {
     let store = in_memory();
-    let mut writer = store.write_layers(&shop(), Term(1), LayerSequence(1)).unwrap().with_layers_of(1000);
+    let mut writer = store
+        .write_layers(&shop(), BranchId::random(), Term(1), LayerSequence(1))
+        .unwrap()
+        .with_layers_of(1000);
     let keys: Vec<PageKey> = (0..200).map(|block| key(1, block * 3)).collect();
     for key in &keys {
         writer.add(*key, &page(*key, 1)).await.unwrap();
@@ -68,7 +71,8 @@ async fn a_large_capture_becomes_several_layers_that_are_read_as_one() {
 
 #[tokio::test]
 async fn pages_out_of_order_are_refused() {
-    let mut writer = in_memory().write_layers(&shop(), Term(1), LayerSequence(1)).unwrap();
+    let mut writer =
+        in_memory().write_layers(&shop(), BranchId::random(), Term(1), LayerSequence(1)).unwrap();
     writer.add(key(1, 5), &Page::zeroed()).await.unwrap();
     let error = writer.add(key(1, 5), &Page::zeroed()).await.unwrap_err();
     assert!(matches!(error, CoreError::PageOutOfOrder { .. }), "{error}");

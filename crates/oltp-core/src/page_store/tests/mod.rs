@@ -134,7 +134,7 @@ pub(super) async fn add_layer(
     keys: impl IntoIterator<Item = PageKey>,
 ) {
     let sequence = manifest.body.next_layer_sequence;
-    let mut writer = store.write_layers(&shop(), manifest.head.term, sequence).unwrap();
+    let mut writer = store.write_layers(&shop(), manifest.head.branch, manifest.head.term, sequence).unwrap();
     let keys: BTreeMap<PageKey, ()> = keys.into_iter().map(|key| (key, ())).collect();
     for key in keys.into_keys() {
         writer.add(key, &page(key, sequence.0)).await.unwrap();

@@ -50,6 +50,17 @@ impl Wire {
         self.message(b'I', &body)
     }
 
+    /// What the source's event trigger writes.
+    fn announcement(&self, relation: u32) -> Bytes {
+        let text = format!(r#"{{"relation":{relation},"file":1,"attributes":1,"columns":[]}}"#);
+        let mut body = vec![1];
+        body.extend([0; 8]);
+        body.extend_from_slice(b"tidewater\0");
+        body.extend((text.len() as u32).to_be_bytes());
+        body.extend_from_slice(text.as_bytes());
+        self.message(b'M', &body)
+    }
+
     fn truncate(&self, ids: &[u32]) -> Bytes {
         let mut body = (ids.len() as u32).to_be_bytes().to_vec();
         body.push(0);
@@ -324,13 +335,54 @@ fn changes_know_their_transaction_and_their_number_in_it_wherever_they_waited() 
 }
 
 #[test]
-fn a_changed_shape_stops_its_table_when_its_first_row_comes() {
+fn a_changed_shape_is_asked_for_before_its_first_row_which_is_taken_in_the_new_one() {
     let mut rig = Rig::new().live(7, 0).live(8, 0);
-    rig.tell(&[begin(10), PLAIN.relation(7, &["id", "more"]), PLAIN.relation(8, &["id"])]);
-    let step = rig.router.message(&PLAIN.insert(7, &[1, 2])).unwrap();
-    assert!(matches!(step, Step::Stopped(7, Stop::ShapeChanged(_))));
-    rig.tell(&[PLAIN.insert(8, &[5]), commit(10, 15)]);
+    rig.tell(&[begin(10), PLAIN.relation(7, &["id"]), PLAIN.insert(7, &[1])]);
+    rig.tell(&[PLAIN.relation(7, &["id", "more"]), PLAIN.relation(8, &["id"])]);
+    let row = PLAIN.insert(7, &[2, 3]);
+    assert!(matches!(rig.router.message(&row).unwrap(), Step::Reshape(7)));
+    assert_eq!(rig.router.take(7).unwrap().changes.rows.num_rows(), 1);
+    rig.router.reshape(7, schema(&["id", "more"]), BuilderOptions::default());
+    rig.tell(&[row, PLAIN.insert(8, &[5]), commit(10, 15)]);
     assert_eq!(rig.cut(8).0, [5]);
+}
+
+#[test]
+fn two_columns_that_swapped_their_names_are_a_changed_shape() {
+    let mut rig = Rig::new();
+    rig.router.go_live(7, schema(&["id", "more"]), BuilderOptions::default(), Lsn(0));
+    rig.tell(&[begin(10), PLAIN.relation(7, &["more", "id"])]);
+    assert!(matches!(rig.router.message(&PLAIN.insert(7, &[1, 2])).unwrap(), Step::Reshape(7)));
+}
+
+/// The relations announced by a replay's messages.
+fn announced(rig: &mut Rig, replay: &mut TransactionReplay) -> Vec<u32> {
+    let mut relations = Vec::new();
+    let mut bytes = Vec::new();
+    while let Some(subxid) = replay.messages.next(&mut bytes).unwrap() {
+        let message = Bytes::copy_from_slice(&bytes);
+        if let Step::Announced(columns) = rig.router.replay_message(replay, subxid, &message).unwrap() {
+            relations.push(columns.relation);
+        }
+    }
+    relations
+}
+
+#[test]
+fn columns_announced_in_an_aborted_savepoint_never_were() {
+    let mut rig = Rig::new().live(7, 0).live(8, 0);
+    let (top, sub) = (Wire { xid: Some(100) }, Wire { xid: Some(101) });
+    rig.tell(&[stream_start(100, true), sub.announcement(7), top.announcement(8), stream_stop()]);
+    rig.tell(&[stream_abort(100, 101)]);
+    let Step::Replay(mut replay) = rig.router.message(&stream_commit(100, 50, 60)).unwrap() else { panic!() };
+    assert_eq!(announced(&mut rig, &mut replay), [8]);
+}
+
+#[test]
+fn columns_announced_below_a_tables_position_are_in_the_lake_already() {
+    let mut rig = Rig::new().live(7, 30);
+    rig.tell(&[begin(10), PLAIN.announcement(7), PLAIN.announcement(99), commit(10, 15), begin(40)]);
+    assert!(matches!(rig.router.message(&PLAIN.announcement(7)).unwrap(), Step::Announced(_)));
 }
 
 #[test]

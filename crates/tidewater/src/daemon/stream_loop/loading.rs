@@ -21,45 +21,50 @@ impl StreamLoop {
         for relation in std::mem::take(&mut self.to_load) {
             if let Some(table) = self.tables.get(&relation) {
                 let estimated = table.planned.source.estimated_rows;
-                let state = match table.mend {
-                    true => TableState::Reloading { rows_done: 0, rows_estimated: estimated },
-                    false => TableState::Loading { rows_done: 0, rows_estimated: estimated },
-                };
+                let state = TableState::of_load(table.in_lake, 0, estimated);
                 table.all_shown().for_each(|shown| shown.show(state));
                 requests.push(table.load_request(&self.sync));
             }
         }
         let sessions = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
         let slot = self.load_slot.clone();
-        let source = self.sync.source.clone();
-        self.loads.spawn(first_load::load(source, slot, requests, sessions, self.loaded.0.clone()));
+        let (source, publications) = (self.sync.source.clone(), self.sync.publications());
+        let loaded = self.loaded.0.clone();
+        self.loads.spawn(first_load::load(source, publications, slot, requests, sessions, loaded));
     }
 
     /// A table's load is in the lake: what was set aside meanwhile follows, then it is live.
     pub(super) async fn join_stream(&mut self, loaded: Loaded) -> Result<(), SyncError> {
-        let Some(table) = self.tables.get_mut(&loaded.relation) else { return Ok(()) };
-        let Some(spool) = self.router.take_spool(loaded.relation) else { return Ok(()) };
+        let relation = loaded.planned.relation;
+        let Some(table) = self.tables.get_mut(&relation) else { return Ok(()) };
+        let Some(spool) = self.router.take_spool(relation) else { return Ok(()) };
+        table.planned = loaded.planned;
         let from = [loaded.snapshot; 2];
         table.follow(loaded.table, loaded.history, from, &self.sync.upkeep, &self.tasks);
         table.loading = false;
+        table.in_lake = true;
         table.mend = table.planned.can_be_mended();
         table.clear_at_commit = true;
         let (schema, options) = (table.planned.schema.clone(), table.planned.builder.clone());
         tracing::info!(table = %table.planned.name, changes = spool.messages(), "joining the stream");
-        self.router.go_live(loaded.relation, schema, options, loaded.snapshot);
+        self.router.go_live(relation, schema, options, loaded.snapshot);
         self.first_cut = self.first_cut.max(loaded.snapshot);
         // Whatever was confirmed was received: a cut may be there, also when nothing was committed since.
         self.last_commit.end_lsn = self.last_commit.end_lsn.max(self.confirmed);
+        self.overtake_look(relation);
 
         let mut reader = spool.into_reader().map_err(SyncError::Spool)?;
         let mut message = Vec::new();
         while let Some(tag) = reader.next(&mut message).map_err(SyncError::Spool)? {
             let bytes = Bytes::copy_from_slice(&message);
-            match self.router.spooled_message(loaded.relation, tag, &bytes)? {
-                Step::HandOver => self.hand_over().await?,
-                Step::Stopped(relation, stop) => self.stop_table(relation, stop).await?,
-                Step::Continue | Step::Committed(_) | Step::Replay(_) => {}
-            }
+            let step = match self.router.spooled_message(relation, tag, &bytes)? {
+                Step::Reshape(relation) => {
+                    self.reshape(relation).await?;
+                    self.router.spooled_message(relation, tag, &bytes)?
+                }
+                step => step,
+            };
+            self.step(step).await?;
         }
         // Even without changes a cut follows: with it the table leaves `sync_state.json`.
         self.waiting_since.get_or_insert_with(Instant::now);
@@ -81,6 +86,7 @@ impl StreamLoop {
                 Err(SyncError::TablesChanged)
             }
             Some(relation) if !error.is_passing() => {
+                self.plan_anew_if_changed(relation).await?;
                 self.halt(relation, error_chain(&error)).await?;
                 // The others' load ended with it: they start over from another snapshot.
                 self.to_load =

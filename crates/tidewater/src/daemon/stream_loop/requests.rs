@@ -11,7 +11,8 @@
 //! source. Held, the slot is not confirmed at all until it resumes; then the stream begins again where the slot is,
 //! the other tables drop what they have, and the resumed one lacks nothing.
 
-use super::{StreamLoop, next_answer};
+use super::StreamLoop;
+use super::cuts::next_answer;
 use crate::daemon::SyncError;
 use crate::daemon::sync_state::Discontinuity;
 use crate::requests::{Request, TableRequest};
@@ -53,7 +54,7 @@ impl StreamLoop {
     async fn leave_stream(&mut self, relation: u32, reason: Discontinuity) -> Result<(), SyncError> {
         self.land().await?;
         let Some(table) = self.tables.get_mut(&relation) else { return Ok(()) };
-        self.state.enter(vec![(table.table_id.clone(), reason)]).await?;
+        self.state.enter(table.table_ids().map(|id| (id, reason.clone())).collect()).await?;
         self.router.halt(relation);
         self.points.changed(relation);
         table.clear_at_commit = false;
@@ -83,12 +84,12 @@ impl StreamLoop {
 
     async fn resume(&mut self, relation: u32) -> Result<(), SyncError> {
         let Some(table) = self.tables.get(&relation) else { return Ok(()) };
-        match self.state.discontinuity(&table.table_id) {
+        let ids: Vec<String> = table.table_ids().collect();
+        match ids.iter().filter_map(|id| self.state.discontinuity(id)).max() {
             Some(Discontinuity::Paused { hold: true }) => {
                 // The slot has every change since: streaming begins again from there.
                 self.land().await?;
-                let id = self.tables.get(&relation).map(|table| table.table_id.clone());
-                self.state.clear(id.as_slice()).await?;
+                self.state.clear(&ids).await?;
                 Err(SyncError::TablesChanged)
             }
             Some(Discontinuity::Paused { hold: false }) => self.resync(relation).await,

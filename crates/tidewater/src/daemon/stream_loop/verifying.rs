@@ -11,10 +11,11 @@
 //! Without holding it, the stream would have passed L before anybody knew it. Making a slot waits for transactions that
 //! are open at the source, so the hold is short, and is tried again once they have ended.
 
-use super::{LiveTable, StreamLoop};
+use super::StreamLoop;
 use crate::config::Mode;
 use crate::daemon::SyncError;
 use crate::daemon::error::error_chain;
+use crate::daemon::live_table::LiveTable;
 use crate::daemon::plan::PlannedTable;
 use crate::daemon::table_comparison::{self, Compared};
 use crate::verification::{Verdict, Verification};

@@ -1,0 +1,76 @@
+//! What monitoring and scripts see over TCP, and what they may not do.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tidewater_e2e::{Postgres, Site, free_port};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const SOON: Duration = Duration::from_secs(90);
+const TOKEN: &str = "0123456789abcdef";
+
+/// One request over TCP, with the headers it is given and no others.
+async fn ask(port: u16, line: &str, headers: &[&str]) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let request = format!(
+        "{line} HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n{}\r\n\r\n",
+        headers.join("\r\n")
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(SOON, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split_whitespace().nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test]
+async fn over_tcp_everybody_may_look_and_only_the_token_changes_something() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    client
+        .batch_execute("CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (1)")
+        .await
+        .unwrap();
+    let port = free_port();
+    let site = Site::new(&format!(
+        "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{port}\", token: {TOKEN}}}\n\
+         databases:\n  shop: {{url: \"{}\", tls: disable}}\n\
+         to_lake:\n  - {{database: shop, tables: [\"public.*\"], flush: 200ms}}\n",
+        postgres.url("shop")
+    ));
+    let mut daemon = site.start().await;
+    daemon.wait_streaming(SOON).await;
+    daemon.wait_status(SOON, |status| status["tables"][0]["lag_seconds"].is_number()).await;
+    let host = format!("Host: 127.0.0.1:{port}");
+    let host = host.as_str();
+    let (right, wrong) = (format!("Authorization: Bearer {TOKEN}"), "Authorization: Bearer wrong");
+
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(ask(port, &format!("GET {path}"), &[host]).await.0, 200, "{path}");
+    }
+    let (code, metrics) = ask(port, "GET /metrics", &[host]).await;
+    assert_eq!(code, 200);
+    for name in
+        ["tidewater_sync_lag_bytes", "tidewater_sync_lag_seconds", "tidewater_sync_slot_retained_wal_bytes"]
+    {
+        assert!(metrics.contains(name), "{name} is not in\n{metrics}");
+    }
+    let (code, status) = ask(port, "GET /api/v1/status", &[host]).await;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((code, &status["tables"][0]["table"]), (200, &Value::from("public.orders")));
+    assert_eq!(ask(port, "GET /api/v1/nothing", &[host]).await.0, 404);
+
+    let pause = "POST /api/v1/tables/public.orders/pause";
+    let elsewhere = "Host: evil.example";
+    assert_eq!(ask(port, pause, &[host]).await.0, 401);
+    assert_eq!(ask(port, pause, &[host, wrong]).await.0, 401);
+    assert_eq!(ask(port, pause, &[elsewhere, &right]).await.0, 403);
+    assert_eq!(ask(port, "POST /api/v1/reload", &[host]).await.0, 401);
+    let unknown = "POST /api/v1/tables/public.none/pause";
+    assert_eq!(ask(port, unknown, &[host, &right]).await.0, 404);
+    let (code, answer) = ask(port, pause, &[host, &right]).await;
+    assert_eq!(code, 202, "{answer}");
+    daemon.wait_status(SOON, |status| status["tables"][0]["state"] == "paused").await;
+    daemon.stop().await;
+}
