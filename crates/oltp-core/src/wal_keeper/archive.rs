@@ -158,8 +158,9 @@ impl WalArchive {
     /// # Errors
     /// The store failed.
     pub(crate) async fn claim(&self, term: Term) -> Result<bool> {
-        let path = self.claims().join(claim_name(term));
-        if self.storage.put_if_absent(&path, Bytes::from_static(b"\n")).await? == Put::NameTaken {
+        let claim = self.claims().join(claim_name(term));
+        let claimed = self.storage.put_if_absent(&claim, Bytes::from_static(b"\n")).await?;
+        if claimed == Put::NameTaken {
             return Ok(false);
         }
         for object in self.storage.list(&self.claims(), None).await? {
