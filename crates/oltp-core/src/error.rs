@@ -703,8 +703,8 @@ pub enum CoreError {
     /// The server does not say what its sessions do.
     #[error("Postgres does not say whether it is idle, so it stays awake")]
     IdleWatch {
-        /// What the server said.
-        source: tokio_postgres::Error,
+        /// What the server said, if it said anything in time.
+        source: Option<tokio_postgres::Error>,
     },
     /// The file system refused.
     #[error("cannot {action} `{path}`")]
