@@ -213,7 +213,9 @@ pub enum CoreError {
         storage: String,
     },
     /// A compute did not go down in order.
-    #[error("project `{project}` did not go to sleep in order, so its next start recovers; nothing is lost: {reason}")]
+    #[error(
+        "project `{project}` did not go to sleep in order, so its next start recovers; nothing is lost: {reason}"
+    )]
     SuspendFailed {
         /// The project.
         project: String,
@@ -249,7 +251,9 @@ pub enum CoreError {
         reason: String,
     },
     /// A compute process does not answer.
-    #[error("the compute at `{socket}` did not answer within {limit:?}; `compute.log` beside it says what it does")]
+    #[error(
+        "the compute at `{socket}` did not answer within {limit:?}; `compute.log` beside it says what it does"
+    )]
     ComputeSilent {
         /// Its control socket.
         socket: PathBuf,
@@ -499,7 +503,9 @@ pub enum CoreError {
     )]
     PageCacheFailed,
     /// The names of the data directory do not add up.
-    #[error("the names of the data directory do not add up at {change}. This is a bug of Tidewater, please report it")]
+    #[error(
+        "the names of the data directory do not add up at {change}. This is a bug of Tidewater, please report it"
+    )]
     JournalUnsound {
         /// The change or entry that did not fit.
         change: String,
