@@ -8,8 +8,9 @@
 //!   otherwise                    zeros: the file was extended over it, or truncated below it and extended again
 //! ```
 //!
-//! A dirty page, and one that a cut has frozen, is always in the page table or displaced from it into the frozen set; it
-//! is never evicted. Bytes of a slot past the end of the file are zeros, so growing a file touches no page.
+//! A dirty page, and one that a cut has frozen, is always in the page table or displaced from it into the
+//! frozen set; it is never evicted. Bytes of a slot past the end of the file are zeros, so growing a file
+//! touches no page.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,13 +23,14 @@ use rustix::io::Errno;
 use super::file_role::FileRole;
 use super::frozen::Frozen;
 use super::gate::{Epoch, Passage};
-use super::page_cache::{Claim, NoRoom, Owner, PAGE, PAGE_BYTES, PageCache, Slot, runs};
+use super::page_cache::{Claim, NoRoom, Owner, PAGE, PAGE_BYTES, PageCache, Slot};
 use super::page_table::PageTable;
 use super::tree::Ino;
 use crate::ids::FileId;
 use crate::page_store::WINDOW_BLOCKS;
 
-/// No file of a cluster comes near; it keeps a write at a wild offset from growing the page table without bound.
+/// No file of a cluster comes near; it keeps a write at a wild offset from growing the page table without
+/// bound.
 const LARGEST_FILE: u64 = 1 << 40;
 
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub(super) struct FileState {
     pub(super) role: FileRole,
     pub(super) size: u64,
     pub(super) modified: SystemTime,
+    /// The last capture left it out: what is written to it stays on this machine until a clean stop.
+    pub(super) local: bool,
     /// No name leads here any more; the handles that are open go on.
     pub(super) unlinked: bool,
     /// The kernel has forgotten it too.
@@ -60,7 +64,7 @@ pub(super) struct FileState {
     /// What a cut holds of this file until its capture is through.
     pub(super) frozen: Option<Frozen>,
     /// Where a page that was written half has to go on.
-    half: Option<u64>,
+    pub(super) half: Option<u64>,
 }
 
 /// What changed since the last cut that took this file's changes.
@@ -105,11 +109,11 @@ pub(super) fn blocks_of(size: u64) -> u32 {
     u32::try_from(size.div_ceil(PAGE_BYTES)).unwrap_or(u32::MAX)
 }
 
-fn block_at(offset: u64) -> u32 {
+pub(super) fn block_at(offset: u64) -> u32 {
     u32::try_from(offset / PAGE_BYTES).unwrap_or(u32::MAX)
 }
 
-fn place_in_page(offset: u64) -> usize {
+pub(super) fn place_in_page(offset: u64) -> usize {
     usize::try_from(offset % PAGE_BYTES).unwrap_or(0)
 }
 
@@ -125,6 +129,7 @@ impl File {
                 role,
                 size,
                 modified,
+                local: false,
                 unlinked: false,
                 dropped: false,
                 pages: PageTable::default(),
@@ -179,8 +184,8 @@ impl File {
         block >= state.stored_blocks || state.pages.get(block).is_some()
     }
 
-    /// How many pages to bring for a miss at `block`: twice as many each time a reader goes on where the last
-    /// fetch ended, at most `most`. Only a guess, so racing readers may spoil it for each other.
+    /// How many pages to bring for a miss at `block`: twice as many each time a reader goes on where the
+    /// last fetch ended, at most `most`. Only a guess, so racing readers may spoil it for each other.
     pub(super) fn readahead(&self, block: u32, most: u32) -> u32 {
         let before = self.ahead.load(Ordering::Relaxed);
         let (expected, last) = ((before >> 32) as u32, before as u32);
@@ -314,8 +319,9 @@ impl File {
 
     /// Puts a page of the store into the cache, unless the file has something newer at that place.
     ///
-    /// `current` tells whether the store still has this version. It is asked under the file's lock: only a page that
-    /// a capture settled can have been evicted, and the capture changes what `current` sees before it settles.
+    /// `current` tells whether the store still has this version. It is asked under the file's lock: only
+    /// a page that a capture settled can have been evicted, and the capture changes what `current` sees
+    /// before it settles.
     pub(super) fn keep_copy(
         &self,
         cache: &PageCache,
@@ -327,7 +333,7 @@ impl File {
         if !current() || state.dropped || block >= state.stored_blocks || state.pages.get(block).is_some() {
             return Ok(());
         }
-        let slot = cache.allocate(Owner { ino: self.ino, block }, Claim::Stored)?;
+        let slot = cache.allocate(Owner { ino: self.ino, block, claim: Claim::Stored })?;
         if let Err(error) = cache.write(slot, 0, page) {
             cache.release(slot);
             return Err(error.into());
@@ -410,194 +416,4 @@ impl Run {
             None => Ok(()),
         }
     }
-}
-
-/// One page of a write: where its bytes go.
-struct Target {
-    block: u32,
-    slot: Slot,
-    /// The slot is new; with the page's present contents, if it has any.
-    fresh: Option<Option<Slot>>,
-}
-
-impl FileState {
-    /// True when reading `block` gives anything but zeros that come from nowhere.
-    fn holds_bytes(&self, block: u32) -> bool {
-        block < self.stored_blocks || self.pages.get(block).is_some()
-    }
-
-    /// Writes into pages and marks them dirty; the size is the caller's.
-    fn put(
-        &mut self,
-        passage: &Passage<'_>,
-        cache: &PageCache,
-        ino: Ino,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<(), Stop> {
-        let end = offset + bytes.len() as u64;
-        self.need_present(offset, end)?;
-        let targets = self.targets(cache, ino, block_at(offset), block_at(end - 1))?;
-        if let Err(error) = write_pages(cache, &targets, place_in_page(offset), bytes) {
-            for target in targets.iter().filter(|target| target.fresh.is_some()) {
-                cache.release(target.slot);
-            }
-            return Err(error.into());
-        }
-        for target in &targets {
-            if target.fresh.is_some()
-                && let Some(before) = self.pages.set(target.block, target.slot)
-                && let Some(frozen) = &mut self.frozen
-            {
-                frozen.displaced.insert(target.block, before);
-            }
-            if self.changes.dirty.insert(target.block) {
-                passage.gate().dirty_pages_add(1);
-            }
-        }
-        Ok(())
-    }
-
-    /// The bytes of a page that stay beside those being written have to be here.
-    fn need_present(&self, offset: u64, end: u64) -> Result<(), Stop> {
-        let absent = |block| self.pages.get(block).is_none() && block < self.stored_blocks;
-        let (first, last) = (block_at(offset), block_at(end - 1));
-        if place_in_page(offset) != 0 && absent(first) {
-            return Err(Stop::Missing(first));
-        }
-        if place_in_page(end) != 0 && end < self.size && absent(last) {
-            return Err(Stop::Missing(last));
-        }
-        Ok(())
-    }
-
-    /// Where each page of a write goes: its own slot, or a new one when it has none or a cut has frozen it.
-    fn targets(&self, cache: &PageCache, ino: Ino, first: u32, last: u32) -> Result<Vec<Target>, Stop> {
-        let claim = if self.role.scratch { Claim::Scratch } else { Claim::Stored };
-        let mut targets: Vec<Target> = Vec::with_capacity((last - first + 1) as usize);
-        for block in first..=last {
-            let present = self.pages.get(block);
-            let frozen = self.frozen.as_ref().is_some_and(|frozen| frozen.pins(block));
-            let target = match present {
-                Some(slot) if !frozen => Target { block, slot, fresh: None },
-                present => match cache.allocate(Owner { ino, block }, claim) {
-                    Ok(slot) => Target { block, slot, fresh: Some(present) },
-                    Err(no_room) => {
-                        for target in targets.iter().filter(|target| target.fresh.is_some()) {
-                            cache.release(target.slot);
-                        }
-                        return Err(no_room.into());
-                    }
-                },
-            };
-            targets.push(target);
-        }
-        Ok(targets)
-    }
-
-    /// Zeros from `offset` to the end of its page, unless they are there already.
-    fn zero_tail(
-        &mut self,
-        passage: &Passage<'_>,
-        cache: &PageCache,
-        ino: Ino,
-        offset: u64,
-    ) -> Result<(), Stop> {
-        let end = offset.next_multiple_of(PAGE_BYTES);
-        if offset < end && self.holds_bytes(block_at(offset)) {
-            self.zero_in_page(passage, cache, ino, offset, end)?;
-        }
-        Ok(())
-    }
-
-    fn zero_in_page(
-        &mut self,
-        passage: &Passage<'_>,
-        cache: &PageCache,
-        ino: Ino,
-        from: u64,
-        to: u64,
-    ) -> Result<(), Stop> {
-        let length = usize::try_from(to - from).unwrap_or(PAGE).min(PAGE);
-        let zeros = [0; PAGE];
-        self.put(passage, cache, ino, from, zeros.get(..length).unwrap_or(&zeros))
-    }
-
-    /// Takes the pages from `blocks` on away, for now and, by a tombstone, in the store.
-    fn cut_off(&mut self, passage: &Passage<'_>, cache: &PageCache, blocks: u32) {
-        for (block, slot) in self.pages.remove_from(blocks) {
-            match &mut self.frozen {
-                Some(frozen) if frozen.pins(block) => {
-                    frozen.displaced.insert(block, slot);
-                }
-                _ => cache.release(slot),
-            }
-        }
-        let before = self.changes.dirty.len();
-        self.changes.dirty.remove_range(blocks..);
-        passage.gate().dirty_pages_subtract(before - self.changes.dirty.len());
-        self.stored_blocks = self.stored_blocks.min(blocks);
-        self.low_since_cut = self.low_since_cut.min(blocks);
-        self.changes.truncated_to = Some(self.changes.truncated_to.unwrap_or(blocks).min(blocks));
-    }
-
-    /// Keeps account of a page that Postgres writes whole and the kernel handed over in two parts.
-    fn watch_half_page(&mut self, passage: &Passage<'_>, offset: u64, end: u64) {
-        if !self.role.paged {
-            return;
-        }
-        // The page that was left half is whole once a write reaches from there to its end.
-        if let Some(from) = self.half
-            && offset <= from
-            && end >= from.next_multiple_of(PAGE_BYTES)
-        {
-            self.half = None;
-            passage.half_page(false);
-        }
-        if !end.is_multiple_of(PAGE_BYTES) && self.half.replace(end).is_none() {
-            passage.half_page(true);
-        }
-    }
-}
-
-/// Brings the bytes of a write to their slots.
-fn write_pages(cache: &PageCache, targets: &[Target], place: usize, bytes: &[u8]) -> std::io::Result<()> {
-    let slots: Vec<Slot> = targets.iter().map(|target| target.slot).collect();
-    for (first, index, count) in runs(&slots) {
-        let mut whole: Option<(Slot, usize, usize)> = None;
-        for (offset, target) in targets.iter().skip(index).take(count).enumerate() {
-            let page = index + offset;
-            // The part of this page that the write covers, and where that part lies in the write.
-            let from = if page == 0 { place } else { 0 };
-            let start = (page * PAGE + from).saturating_sub(place);
-            let end = ((page + 1) * PAGE - place).min(bytes.len());
-            let part = bytes.get(start..end).unwrap_or_default();
-            if part.len() == PAGE {
-                let (slot, start, _) = whole.unwrap_or((Slot(first.0 + offset as u32), start, end));
-                whole = Some((slot, start, end));
-                continue;
-            }
-            if let Some((slot, start, end)) = whole.take() {
-                cache.write(slot, 0, bytes.get(start..end).unwrap_or_default())?;
-            }
-            write_part(cache, target, from, part)?;
-        }
-        if let Some((slot, start, end)) = whole {
-            cache.write(slot, 0, bytes.get(start..end).unwrap_or_default())?;
-        }
-    }
-    Ok(())
-}
-
-/// Brings less than a page to its slot: in place, or with what was around it to a new one.
-fn write_part(cache: &PageCache, target: &Target, from: usize, part: &[u8]) -> std::io::Result<()> {
-    let Some(before) = target.fresh else { return cache.write(target.slot, from, part) };
-    let mut page = vec![0; PAGE];
-    if let Some(before) = before {
-        cache.read(before, 0, &mut page)?;
-    }
-    if let Some(into) = page.get_mut(from..from + part.len()) {
-        into.copy_from_slice(part);
-    }
-    cache.write(target.slot, 0, &page)
 }
