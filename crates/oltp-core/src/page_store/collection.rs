@@ -188,8 +188,9 @@ impl PageStore {
     }
 
     async fn delete_all(&self, paths: Vec<Path>) -> Result<u64> {
-        let paths: Arc<[Path]> = paths.into();
-        stream::iter(paths.iter().map(|path| self.storage.delete(path)))
+        // Each future owns its path: one that borrows it cannot be proven to be Send for every caller.
+        let deleted = |path: Path| async move { self.storage.delete(&path).await };
+        stream::iter(paths.into_iter().map(deleted))
             .buffer_unordered(CONCURRENT_READS)
             .try_fold(0, |deleted, ()| async move { Ok(deleted + 1) })
             .await

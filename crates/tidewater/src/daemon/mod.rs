@@ -106,10 +106,8 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
     if config.listen.tls.is_some() {
         return not_built("`listen.tls`");
     }
-    if let Some(core) = &config.core {
-        if core.mount != Mount::default() {
-            return not_built("`core.mount: copy`");
-        }
+    if config.core.as_ref().is_some_and(|core| core.mount != Mount::default()) {
+        return not_built("`core.mount: copy`");
     }
     for entry in &config.to_lake {
         if entry.schema_changes != SchemaChanges::Rewrite {
