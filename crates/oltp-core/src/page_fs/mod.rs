@@ -324,7 +324,7 @@ fn record_path(options: &MountOptions) -> PathBuf {
     options.cache_directory.join("clean_stop")
 }
 
-/// Makes the cache's directory and in it an empty one for Postgres's temporary files, which is returned.
+/// Makes the cache's directory and in it an empty one for Postgres's temporary files; returns what links to that.
 fn prepare_cache_directory(options: &MountOptions) -> Result<PathBuf> {
     private_file::create_directory(&options.cache_directory, 0o711)?;
     let directory = &options.cache_directory;
@@ -338,7 +338,17 @@ fn prepare_cache_directory(options: &MountOptions) -> Result<PathBuf> {
     }
     private_file::create_directory(&temporary, 0o700)?;
     options.owner.own(&temporary)?;
-    Ok(temporary)
+    Ok(as_seen_from_base(options, temporary))
+}
+
+/// The link's target: relative where cache and mount lie side by side, because Postgres's user need not be able to walk
+/// the whole way from the root.
+fn as_seen_from_base(options: &MountOptions, temporary: PathBuf) -> PathBuf {
+    let side_by_side = options.cache_directory.parent() == options.mount_point.parent();
+    match (options.cache_directory.file_name(), temporary.file_name()) {
+        (Some(cache), Some(name)) if side_by_side => Path::new("../..").join(cache).join(name),
+        _ => temporary,
+    }
 }
 
 /// Adds the links that the mount has and no manifest names.
