@@ -20,7 +20,7 @@ use postgres_connector::{PhysicalEvent, PhysicalSession, PhysicalStream, SourceC
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use wal_decoder::Lsn;
 
 use super::RecordScanner;
@@ -42,6 +42,8 @@ const UNFLUSHED_LIMIT: u64 = 32 << 20;
 /// A session that was merely terminated is back at once; a server that is gone is not.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// What is behind a broken connection has already arrived.
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
 
 /// How to stream.
 #[derive(Debug, Clone)]
@@ -273,6 +275,22 @@ impl Streaming {
     }
 }
 
+/// Whether the server's last words, behind an answer of ours that came too late for it, were that it stops in order: it
+/// asks for a reply and may be gone before it has read that.
+async fn stopped_in_order(stream: &mut PhysicalStream) -> bool {
+    let last_words = async {
+        loop {
+            match stream.next().await {
+                Ok(PhysicalEvent::Keepalive { .. }) => {}
+                Ok(PhysicalEvent::Ended) => return true,
+                // What was not yet taken is asked for again.
+                Ok(PhysicalEvent::Wal { .. }) | Err(_) => return false,
+            }
+        }
+    };
+    timeout(LAST_WORDS_LIMIT, last_words).await.unwrap_or(false)
+}
+
 /// Between Postgres and the window.
 struct Pump {
     proposal: Arc<Proposal>,
@@ -294,6 +312,9 @@ impl Pump {
                 Ok(end) => return end,
                 Err(error) => error,
             };
+            if stopped_in_order(&mut stream).await {
+                return StreamEnd::ServerStopped;
+            }
             let problem = Refusal::from(CoreError::WalSession { source: Box::new(lost) }).describe();
             tracing::info!(log = %self.proposal.log, problem, "the WAL session with Postgres ended");
             match self.reconnect().await {
