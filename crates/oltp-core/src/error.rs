@@ -280,25 +280,11 @@ pub enum CoreError {
         /// What the server said.
         source: tokio_postgres::Error,
     },
-    /// The address of the core's storage cannot be used.
-    #[error(
-        "`{uri}` cannot be the storage of the core: {reason}. Write a file path, file:///… or s3://bucket/prefix"
-    )]
-    StorageAddress {
-        /// The address, without any password in it.
-        uri: String,
-        /// Why not.
-        reason: String,
-    },
-    /// An option that the object store does not know.
-    #[error(
-        "`core.options.{option}` is no option of the store at `{uri}`; see the list in the reference of the configuration"
-    )]
-    StorageOption {
-        /// The storage's address.
-        uri: String,
-        /// The option's name; its value may be a secret.
-        option: String,
+    /// The core's storage cannot be opened.
+    #[error("the storage of the core (`core.storage`) cannot be used")]
+    StorageUnusable {
+        /// What is wrong with its address, options or credentials.
+        source: object_location::LocationError,
     },
     /// The object store does not keep the promise that everything rests on.
     #[error(
@@ -723,8 +709,8 @@ pub enum CoreError {
     /// The server does not say what its sessions do.
     #[error("Postgres does not say whether it is idle, so it stays awake")]
     IdleWatch {
-        /// What the server said.
-        source: tokio_postgres::Error,
+        /// What the server said, if it said anything in time.
+        source: Option<tokio_postgres::Error>,
     },
     /// The file system refused.
     #[error("cannot {action} `{path}`")]

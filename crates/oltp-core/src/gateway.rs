@@ -14,7 +14,7 @@
 //!
 //! The invariant: **a client gets through the gateway what it would get from its Postgres, or one error that says what
 //! to do.** Three things are changed on the way, and no others: the database's name, the key for cancelling (ours, see
-//! [`cancel`]), and `replication` (logical only, see [`replication_guard`]). The core's own role is not let in, because
+//! `cancel.rs`), and `replication` (logical only, see `replication_guard.rs`). The core's own role is not let in, because
 //! Postgres takes whoever comes through the socket for one of the house.
 //!
 //! Everything a stranger can make it spend is bounded: packets, buffers, time until the first packet, connections that
@@ -47,10 +47,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::cancel::CancelKeys;
+use self::client_stream::ClientStream;
 pub use self::counters::{Counters, CountersSnapshot};
 use self::opening::{Opened, OpeningError};
 use self::server_tls::ServerTls;
 pub use self::server_tls::TlsFiles;
+use self::startup_message::CancelRequest;
 pub use self::target::{BranchAddress, MAIN_BRANCH, Target, TargetError};
 use self::waiting_room::WaitingRoom;
 pub use self::waker::{Endpoint, WakeError, Waker};
@@ -225,17 +227,7 @@ async fn attend(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, openin
     drop(opening);
     match opened {
         Ok(Ok(Opened::Session(client, startup))) => session::serve(&shared, client, startup).await,
-        Ok(Ok(Opened::Cancel(client, request))) => {
-            let Ok(_permit) = shared.cancels.try_acquire() else {
-                return shared.counters.cancels_dropped.one();
-            };
-            tokio::select! {
-                () = shared.keys.cancel(&request) => {}
-                () = shared.shutdown.cancelled() => {}
-            }
-            // Closed only now: a client that has waited for it knows that no later statement is hit.
-            drop(client);
-        }
+        Ok(Ok(Opened::Cancel(client, request))) => cancel(&shared, client, &request).await,
         Ok(Err(OpeningError::Refused(client, refusal))) => session::refuse(&shared, *client, &refusal).await,
         Ok(Err(OpeningError::Lost(error))) => {
             tracing::debug!(%peer, %error, "a connection ended before it said what it wants");
@@ -246,6 +238,20 @@ async fn attend(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, openin
             shared.counters.connections_refused.one();
         }
     }
+}
+
+async fn cancel(shared: &Shared, mut client: ClientStream, request: &CancelRequest) {
+    let Ok(permit) = shared.cancels.try_acquire() else {
+        return shared.counters.cancels_dropped.one();
+    };
+    tokio::select! {
+        () = shared.keys.cancel(request) => {}
+        () = shared.shutdown.cancelled() => {}
+    }
+    drop(permit);
+    // Closed only now, and properly: a client that has waited for it knows that no later statement is hit, and one that
+    // came over TLS takes a connection that merely breaks off for a failure.
+    refusal::part(&mut client).await;
 }
 
 /// Also for an IPv4 address as a socket of both families shows it.

@@ -1,24 +1,21 @@
-//! The built-in Postgres.
-//!
-//! A *project* is one PostgreSQL cluster that Tidewater owns: it makes it, starts it, watches it and
-//! stops it, and nobody has to know what `initdb` is. The server is stock and unpatched; it is found
-//! on the machine ([`Installation`]), never bundled.
+//! The built-in Postgres: stock and unpatched, over pages and WAL in an object store.
 //!
 //! ```text
-//!   find_installation ──► Installation ─┐
-//!                                       ├─► Project::open ──► Project ── start ──► Compute
-//!   ProjectOptions (name, owner, …) ────┘     (initdb once,      (spawn or        (address, URLs,
-//!                                              one daemon)        adopt)           stop, restart)
+//!   clients ─► gateway ─► computes ─► compute_process ─┬─► page_fs ─────► page_store ─┐
+//!                            ▲                          │   the data directory         ├─► storage
+//!                        branches, template             └─► wal_keeper ─► archive ─────┘   a path or a bucket
+//!                                                           where a commit is durable
 //! ```
 //!
-//! The invariant that everything here serves: **one directory, one postmaster, one daemon**, through
-//! any crash of either. The daemon's claim is an `flock` (it dies with the daemon); the postmaster's
-//! is Postgres's own `postmaster.pid` with its shared-memory check (it outlives the daemon on
-//! purpose: databases keep serving while Tidewater is upgraded or restarted, and the next daemon
-//! adopts them).
+//! A *project* is one cluster's history, a *branch* one line of it, a *compute* the Postgres that runs a branch. The
+//! server's programs are found on the machine ([`Installation`]), never bundled; nobody has to know what `initdb` is
+//! ([`ensure_project`] copies a template).
 //!
-//! Today a project's pages lie in an ordinary local directory under Postgres's own durability. The
-//! page-separated store slots in beneath the same two types.
+//! The invariant that everything here serves: **what was acknowledged is at a majority of the keepers, and everything on
+//! a compute's machine can be thrown away.**
+//!
+//! [`Project`] and [`Compute`] are the older way, a cluster in an ordinary local directory under Postgres's own
+//! durability.
 
 pub mod branches;
 mod compute;

@@ -22,29 +22,20 @@ use std::future::Future;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::local::LocalFileSystem;
+use object_location::MissingFolder;
 use object_store::path::Path;
-use object_store::{
-    ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
-};
-use url::Url;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use uuid::Uuid;
 
 use crate::{CoreError, Result};
 use local_disk::{LOCAL_STORE, STAGED, put_durably, read_part};
 
-/// One request to a remote store; the largest object is some 32 MiB.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the client of a remote store tries one operation again on its own.
-const CLIENT_RETRIES: Duration = Duration::from_secs(45);
 /// Everything that one operation may take, attempts and pauses included.
 const OPERATION_LIMIT: Duration = Duration::from_secs(120);
 /// A store that fails this often in a row is down: the caller knows better how long to wait.
@@ -74,82 +65,28 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// Opens the storage at `uri`: a file path, `file://` or `s3://bucket/prefix`. A local folder is made
-    /// when it is missing.
-    ///
-    /// For S3, `options` are object_store's, with or without the `aws_` prefix; what is not given comes
-    /// from the environment. `allow_http` follows from an `http://` endpoint.
+    /// Opens the storage at `uri`, as [`object_location::open`] does; a local folder is made when missing.
     ///
     /// # Errors
-    /// The address or an option cannot be understood, or the folder cannot be made.
+    /// [`CoreError::StorageUnusable`]: the address, an option or the credentials cannot be used.
     pub fn open(uri: &str, options: &BTreeMap<String, String>) -> Result<Storage> {
-        let Some((scheme, _)) = uri.split_once("://") else {
-            return Storage::local(FilePath::new(uri));
+        let place = object_location::open(uri, options, MissingFolder::Create)
+            .map_err(|source| CoreError::StorageUnusable { source })?;
+        let uri = match &place.folder {
+            Some(folder) => folder.display().to_string(),
+            None => uri.trim_end_matches('/').to_owned(),
         };
-        let refused = |reason: &str| CoreError::StorageAddress {
-            uri: without_userinfo(uri),
-            reason: reason.to_owned(),
-        };
-        let url = Url::parse(uri).map_err(|error| refused(&error.to_string()))?;
-        match scheme {
-            "file" => Storage::local(&url.to_file_path().map_err(|()| refused("it is no local path"))?),
-            "s3" | "s3a" => Storage::s3(uri, &url, options),
-            _ => Err(refused("no store of this kind is known")),
-        }
+        Ok(Storage {
+            objects: place.store,
+            base: place.prefix,
+            uri: uri.into(),
+            local_root: place.folder.map(Into::into),
+        })
     }
 
     /// A storage over any object store, for stores wrapped by the caller.
     pub fn over(objects: Arc<dyn ObjectStore>, base: Path, uri: &str) -> Storage {
         Storage { objects, base, uri: uri.into(), local_root: None }
-    }
-
-    fn local(folder: &FilePath) -> Result<Storage> {
-        std::fs::create_dir_all(folder).map_err(CoreError::io("create the storage folder", folder))?;
-        let folder = folder.canonicalize().map_err(CoreError::io("find the storage folder", folder))?;
-        let uri = folder.display().to_string();
-        let objects = LocalFileSystem::new_with_prefix(&folder)
-            .map_err(|source| CoreError::Object { action: "open", object: uri.clone(), source })?
-            .with_automatic_cleanup(false);
-        Ok(Storage {
-            objects: Arc::new(objects),
-            base: Path::default(),
-            uri: uri.into(),
-            local_root: Some(folder.into()),
-        })
-    }
-
-    fn s3(uri: &str, url: &Url, options: &BTreeMap<String, String>) -> Result<Storage> {
-        let retry = RetryConfig { max_retries: 6, retry_timeout: CLIENT_RETRIES, ..RetryConfig::default() };
-        let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT);
-        let mut builder =
-            AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_url(uri);
-        for (option, value) in options {
-            let key = AmazonS3ConfigKey::from_str(option).map_err(|_| CoreError::StorageOption {
-                uri: without_userinfo(uri),
-                option: option.clone(),
-            })?;
-            builder = builder.with_config(key, value);
-        }
-        // Wherever the endpoint comes from, who names one without TLS wants it so.
-        let endpoints = [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint];
-        let endpoint = endpoints.iter().find_map(|key| builder.get_config_value(key));
-        if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
-            builder = builder.with_allow_http(true);
-        }
-        let shown = without_userinfo(uri);
-        let objects = builder.build().map_err(|source| CoreError::Object {
-            action: "open",
-            object: shown.clone(),
-            source,
-        })?;
-        let base = Path::from_url_path(url.path())
-            .map_err(|error| CoreError::StorageAddress { uri: shown.clone(), reason: error.to_string() })?;
-        Ok(Storage {
-            objects: Arc::new(objects),
-            base,
-            uri: shown.trim_end_matches('/').into(),
-            local_root: None,
-        })
     }
 
     /// Where the storage lies, as text.
@@ -427,17 +364,10 @@ pub(crate) fn last_part(path: &Path) -> Option<String> {
     Some(name.decode_utf8().ok()?.into_owned())
 }
 
-/// An address that may carry a password is cut back to what is safe to show.
-fn without_userinfo(uri: &str) -> String {
-    match (uri.split_once("://"), uri.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
-        _ => uri.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn local() -> (tempfile::TempDir, Storage) {
         let folder = tempfile::tempdir().unwrap();
@@ -471,6 +401,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nobody_else_reads_what_is_put_on_a_local_disk() {
+        let (folder, storage) = local();
+        storage.put_if_absent(&Path::from("projects/shop/1"), Bytes::from_static(b"rows")).await.unwrap();
+        for (name, mode) in [("projects", 0o700), ("projects/shop", 0o700), ("projects/shop/1", 0o600)] {
+            let metadata = folder.path().join(name).metadata().unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o777, mode, "{name}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_put_that_a_crash_interrupted_is_no_object_and_is_cleared_away() {
         let (folder, storage) = local();
         let staged = folder.path().join(format!(".{}{STAGED}", Uuid::new_v4()));
@@ -499,14 +439,5 @@ mod tests {
         storage.put_if_absent(&path, Bytes::from(vec![0; 100])).await.unwrap();
         let error = storage.get(&path, 99).await.unwrap_err();
         assert!(matches!(error, CoreError::ObjectDamaged { .. }), "{error}");
-    }
-
-    #[test]
-    fn an_address_of_another_kind_is_refused_without_its_password() {
-        let error = Storage::open("ftp://me:hunter2@host/core", &BTreeMap::new()).unwrap_err().to_string();
-        assert!(error.contains("ftp://host/core") && !error.contains("hunter2"), "{error}");
-        let options = BTreeMap::from([("acess_key".to_owned(), "hunter2".to_owned())]);
-        let error = Storage::open("s3://bucket/core", &options).unwrap_err().to_string();
-        assert!(error.contains("acess_key") && !error.contains("hunter2"), "{error}");
     }
 }

@@ -10,20 +10,26 @@
 //! name, with its whole history. So the invariant, that a branch never changes because of what happens on its
 //! parent or its children, needs nobody's care: nothing of either is ever written.
 
+mod difference;
 pub(crate) mod lineage;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
+use tokio_postgres::Client;
 use wal_decoder::Lsn;
 
-use crate::compute_process::{Answer, Question};
+use crate::compute_process::{Answer, PORT, Question};
 use crate::computes::Computes;
 use crate::ids::{BranchId, BranchName, ManifestNumber, ManifestUid, ProjectName, Term};
 use crate::page_store::{
     BranchState, Manifest, ManifestHead, ManifestKind, PageStore, ParentPoint, RecoveryTarget,
 };
-use crate::{CoreError, Result, Timestamp};
+use crate::secrets::{Secret, kept_secret};
+use crate::{CoreError, Result, SUPERUSER, Timestamp};
+
+pub use difference::TableDifference;
 
 /// Parents of parents that a point is looked for in.
 const GENERATIONS: usize = 1000;
@@ -156,6 +162,61 @@ impl Branches {
         self.pages.rename_branch(project, head.branch, &before).await?;
         self.pages.create_branch(&child, Some(&beginning.base.head)).await?;
         Ok(Restored { branch: child.head.branch, before })
+    }
+
+    /// Deletes the branches whose time is over; returns their names.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn delete_expired(&self, project: &ProjectName, now: Timestamp) -> Result<Vec<BranchName>> {
+        let mut deleted = Vec::new();
+        for head in self.pages.branches(project).await? {
+            if head.expires_at.is_some_and(|expires| expires <= now) {
+                self.pages.delete_branch(project, head.branch).await?;
+                self.end_compute(project, head.branch).await;
+                deleted.push(head.name.clone());
+            }
+        }
+        Ok(deleted)
+    }
+
+    /// The tables in which two branches differ, in the project's own database. Wakes both.
+    ///
+    /// # Errors
+    /// There is no such branch, or one cannot be started or asked.
+    pub async fn diff(
+        &self,
+        project: &ProjectName,
+        one: &BranchName,
+        other: &BranchName,
+    ) -> Result<Vec<TableDifference>> {
+        let (one, other) = (self.session(project, one).await?, self.session(project, other).await?);
+        difference::difference(project.as_str(), &one, &other).await
+    }
+
+    /// A session of the core's own role in the project's database on a branch.
+    async fn session(&self, project: &ProjectName, name: &BranchName) -> Result<Client> {
+        let branch = self.find(project, name).await?.branch;
+        let status = self.computes.ensure_running(project, branch).await?;
+        let directory = status.socket_directory.ok_or(CoreError::ComputeEnding)?;
+        let password = kept_secret(self.pages.storage(), project, Secret::Superuser).await?;
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(directory)
+            .port(PORT)
+            .dbname(project.as_str())
+            .user(SUPERUSER)
+            .password(password.expose_secret())
+            .application_name("tidewater");
+        let connected = config.connect(tokio_postgres::NoTls).await;
+        let (client, connection) =
+            connected.map_err(CoreError::statement(project.as_str(), "let the core's own role in"))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a session of the core with its Postgres ended");
+            }
+        });
+        Ok(client)
     }
 
     async fn find(&self, project: &ProjectName, name: &BranchName) -> Result<Arc<ManifestHead>> {

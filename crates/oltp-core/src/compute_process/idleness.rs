@@ -26,12 +26,14 @@ impl Idleness {
         Idleness { watch: suspend_after.map(IdleWatch::new), client, superuser }
     }
 
-    /// Returns once the branch may sleep. Dropping the future loses nothing.
-    pub(crate) async fn wait(&mut self) {
-        let Some(watch) = &mut self.watch else { return std::future::pending().await };
+    /// Returns once the branch may sleep.
+    pub(crate) async fn wait(self) {
+        let Idleness { watch: Some(mut watch), client, superuser } = self else {
+            return std::future::pending().await;
+        };
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            match watch.look(&self.client, &self.superuser).await {
+            match watch.look(&client, &superuser).await {
                 Ok(Verdict::MaySuspend) => return,
                 Ok(_) => {}
                 // A server that does not answer is not idle, and its end is noticed elsewhere.

@@ -55,13 +55,15 @@ pub(crate) async fn serve(
     board: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<End> {
-    let Started { project, branch, wal, server, streaming, cutter, mut idle } = started;
+    let Started { project, branch, wal, server, streaming, cutter, idle } = started;
     let streaming = Arc::new(streaming);
     board.send_modify(|status| status.state = State::Running);
     let (orders, received) = mpsc::channel(ORDERS);
     let (data, timeline) = (cutter.data.clone(), cutter.timeline);
     // Ends with this future: nothing may publish after whoever runs the compute has given it up.
     let mut cutting = AbortOnDropHandle::new(tokio::spawn(cutter.run(received)));
+    // In a task of its own: looking takes longer than the pauses of the loop below.
+    let mut idle = AbortOnDropHandle::new(tokio::spawn(idle.wait()));
     let mut asked = None;
     let mut ended = streaming.ended();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
@@ -78,7 +80,7 @@ pub(crate) async fn serve(
                 return Err(joined(ended).err().unwrap_or(CoreError::ComputeEnding));
             }
             _ = ticks.tick() => show(&board, &streaming),
-            () = idle.wait() => {
+            _ = &mut idle => {
                 tracing::info!(%project, %branch, "nothing has happened for long enough: the branch goes to sleep");
                 break;
             }

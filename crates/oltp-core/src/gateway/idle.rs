@@ -11,7 +11,7 @@
 //! * *Sessions that came and went between two looks.* `pg_stat_database.sessions` counts every session once; growth
 //!   that our own sessions do not explain is activity.
 //! * *LISTEN.* No view shows another session's channels. But NOTIFY, to any channel, wakes every listening backend of
-//!   its database and no other ([`listeners`] says how that is seen). It is asked last, when everything else is
+//!   its database and no other (`listeners.rs` says how that is seen). It is asked last, when everything else is
 //!   quiet, since it costs a small commit.
 //!
 //! A session that begins between the verdict and the shutdown is not lost: the gateway holds it, and wakes the branch
@@ -21,9 +21,13 @@ mod listeners;
 
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::time::timeout;
 use tokio_postgres::{Client, Config};
 
 use crate::{CoreError, Result, SUPERUSER};
+
+/// The server answers within milliseconds; one that does not is anything but idle.
+const LOOK_LIMIT: Duration = Duration::from_secs(30);
 
 /// `$1` is our role, `$2` the server's time of the look before.
 const LOOK: &str = "\
@@ -120,8 +124,13 @@ impl IdleWatch {
     /// same server, and only when nothing else keeps it awake.
     ///
     /// # Errors
-    /// The server does not answer.
+    /// The server does not answer, or not in time.
     pub async fn look(&mut self, client: &Client, superuser: &Config) -> Result<Verdict> {
+        let looked = timeout(LOOK_LIMIT, self.look_now(client, superuser)).await;
+        looked.unwrap_or(Err(CoreError::IdleWatch { source: None }))
+    }
+
+    async fn look_now(&mut self, client: &Client, superuser: &Config) -> Result<Verdict> {
         let row = client.query_one(LOOK, &[&SUPERUSER, &self.looked_at]).await.map_err(refused)?;
         let (reason, process_id): (Option<&str>, Option<i32>) = (get(&row, 0)?, get(&row, 1)?);
         let prepared: Option<String> = get(&row, 2)?;
@@ -180,7 +189,7 @@ fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a tokio_postgres::Row, 
 }
 
 fn refused(source: tokio_postgres::Error) -> CoreError {
-    CoreError::IdleWatch { source }
+    CoreError::IdleWatch { source: Some(source) }
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@
 //!       └▶ touched files ─▶ frozen pages ─▶ layers ─┴─▶ ManifestBody ─▶ (the compute publishes it)
 //! ```
 //!
-//! Every page of a relation is verified on its way out. What the capture cannot bring into the store it gives back:
-//! the next cut has it again. Once the layers are there, the mount reads through them, whether or not
-//! the manifest is ever published: the next one names them as well.
+//! Every page of a relation is verified on its way out. What the capture cannot bring into the store it
+//! gives back: the next cut has it again. Once the layers are there, the mount reads through them,
+//! whether or not the manifest is ever published: the next one names them as well.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -44,7 +44,8 @@ pub enum CaptureKind {
 /// What a capture brought into the store.
 #[derive(Debug)]
 pub struct Captured {
-    /// All that a manifest says of files and layers. `wal` is that of the manifest mounted: the caller's to update.
+    /// All that a manifest says of files and layers. `wal` is that of the manifest mounted: the caller's
+    /// to update.
     pub body: ManifestBody,
     /// The cluster's control file as of the cut.
     pub pg_control: Bytes,
@@ -86,7 +87,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Layers were merged: the next manifests name what came of them. Nothing when some of them are not named any more.
+    /// Layers were merged: the next manifests name what came of them. Nothing when some of them are not
+    /// named any more.
     pub(super) fn compacted(&mut self, compaction: &Compaction) -> Option<Arc<ManifestView>> {
         let mut manifest = Manifest::clone(&self.manifest);
         if !compaction.apply(&mut manifest.body) {

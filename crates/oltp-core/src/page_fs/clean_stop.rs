@@ -1,9 +1,9 @@
 //! The record of a clean stop: what of the local page cache the next mount may believe.
 //!
-//! Local page state is a cache. Whatever ends without this record (a crash of anything, a stop before its manifest was
-//! published) leaves a cache that is thrown away. The record is taken out before the mount changes the first page,
-//! so it is there only while it is true; and it names the manifest that was published at the stop, so a
-//! cache that another machine has overtaken is not believed either.
+//! Local page state is a cache. Whatever ends without this record (a crash of anything, a stop before its
+//! manifest was published) leaves a cache that is thrown away. The record is taken out before the mount
+//! changes the first page, so it is there only while it is true; and it names the manifest that was
+//! published at the stop, so a cache that another machine has overtaken is not believed either.
 //!
 //! ```text
 //!   8 bytes  "TWCLEAN1"

@@ -1,7 +1,7 @@
 //! The data directory as a value: names, files and the gate, without FUSE.
 //!
-//! The order of locks, for every operation: the gate, then the tree or the list of files, then one file, then
-//! the cache's slots. Nothing waits for the store or for room while it holds any of them.
+//! The order of locks, for every operation: the gate, then the tree or the list of files, then one file,
+//! then the cache's slots. Nothing waits for the store or for room while it holds any of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -252,7 +252,8 @@ impl DataDirectory {
         Ok(())
     }
 
-    /// A file under another name may be of another kind: a temporary one that becomes permanent is captured.
+    /// A file under another name may be of another kind: a temporary one that becomes permanent is
+    /// captured.
     fn assign_roles(&self, passage: &Passage<'_>, tree: &Tree, moved: Ino) -> Result<(), Errno> {
         let mut open = vec![moved];
         while let Some(ino) = open.pop() {
@@ -346,7 +347,9 @@ impl DataDirectory {
 
     /// Tells whoever makes the cuts when one is due because of the dirty pages.
     pub(super) fn weigh(&self) {
-        let high = self.gate.dirty_pages() * 2 > u64::from(self.cache.limit());
+        // Scratch pages stay dirty: a cut would not help.
+        let counted = self.gate.dirty_pages().saturating_sub(self.cache.scratch());
+        let high = counted * 2 > u64::from(self.cache.limit());
         self.pressure.send_if_modified(|now| std::mem::replace(now, high) != high);
     }
 

@@ -1,7 +1,8 @@
 //! Pages that are not here: from the store into the cache, one range read a miss.
 //!
-//! A FUSE thread never waits for the store. A request that needs a page from there becomes a task. A page that is on
-//! its way already is waited for, not fetched again; a file that is read forwards has more and more brought along.
+//! A FUSE thread never waits for the store. A request that needs a page from there becomes a task. A page
+//! that is on its way already is waited for, not fetched again; a file that is read forwards has more and
+//! more brought along.
 //!
 //! What is fetched may be old by the time it arrives, when a capture has replaced the page in between: the
 //! generation of the view tells, and the page is fetched again.
@@ -26,9 +27,10 @@ use crate::page_store::{ManifestView, PageStore, WINDOW_BLOCKS};
 /// Readahead stops growing here (2 MiB): beyond, the page that was asked for waits for the others.
 const READAHEAD_PAGES: u32 = 256;
 
-/// A request is tried again when what it brought was evicted or replaced before it was used. More often than this
-/// in a row means that the cache cannot hold what a single request needs.
-const ATTEMPTS: usize = 100;
+/// A request of 1 MiB has 128 pages, each of which may have to be brought on its own, and again when it
+/// was evicted or replaced before it was used. More attempts than this mean that the cache cannot hold
+/// what one request needs.
+const ATTEMPTS: usize = 1000;
 
 /// How long a writer waits for a capture to make room before it is told that the disk is full.
 const ROOM_LIMIT: Duration = Duration::from_secs(60);
@@ -148,8 +150,8 @@ impl Fetcher {
         Err(Errno::NOMEM)
     }
 
-    /// Notes that `block` and those after it are on their way, and says how many; or gives what to wait for when
-    /// it is under way already.
+    /// Notes that `block` and those after it are on their way, and says how many; or gives what to wait
+    /// for when it is under way already.
     fn depart(&self, file: &File, block: u32) -> Result<u32, watch::Receiver<()>> {
         let mut flights = self.flights.lock();
         let of_file = flights.entry(file.id).or_default();

@@ -8,8 +8,9 @@
 //!   otherwise                    zeros: the file was extended over it, or truncated below it and extended again
 //! ```
 //!
-//! A dirty page, and one that a cut has frozen, is always in the page table or displaced from it into the frozen set; it
-//! is never evicted. Bytes of a slot past the end of the file are zeros, so growing a file touches no page.
+//! A dirty page, and one that a cut has frozen, is always in the page table or displaced from it into the
+//! frozen set; it is never evicted. Bytes of a slot past the end of the file are zeros, so growing a file
+//! touches no page.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,13 +23,14 @@ use rustix::io::Errno;
 use super::file_role::FileRole;
 use super::frozen::Frozen;
 use super::gate::{Epoch, Passage};
-use super::page_cache::{Claim, NoRoom, Owner, PAGE, PAGE_BYTES, PageCache, Slot, runs};
+use super::page_cache::{Claim, NoRoom, Owner, PAGE, PAGE_BYTES, PageCache, Slot};
 use super::page_table::PageTable;
 use super::tree::Ino;
 use crate::ids::FileId;
 use crate::page_store::WINDOW_BLOCKS;
 
-/// No file of a cluster comes near; it keeps a write at a wild offset from growing the page table without bound.
+/// No file of a cluster comes near; it keeps a write at a wild offset from growing the page table without
+/// bound.
 const LARGEST_FILE: u64 = 1 << 40;
 
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub(super) struct FileState {
     pub(super) role: FileRole,
     pub(super) size: u64,
     pub(super) modified: SystemTime,
+    /// The last capture left it out: what is written to it stays on this machine until a clean stop.
+    pub(super) local: bool,
     /// No name leads here any more; the handles that are open go on.
     pub(super) unlinked: bool,
     /// The kernel has forgotten it too.
@@ -60,7 +64,7 @@ pub(super) struct FileState {
     /// What a cut holds of this file until its capture is through.
     pub(super) frozen: Option<Frozen>,
     /// Where a page that was written half has to go on.
-    half: Option<u64>,
+    pub(super) half: Option<u64>,
 }
 
 /// What changed since the last cut that took this file's changes.
@@ -105,11 +109,11 @@ pub(super) fn blocks_of(size: u64) -> u32 {
     u32::try_from(size.div_ceil(PAGE_BYTES)).unwrap_or(u32::MAX)
 }
 
-fn block_at(offset: u64) -> u32 {
+pub(super) fn block_at(offset: u64) -> u32 {
     u32::try_from(offset / PAGE_BYTES).unwrap_or(u32::MAX)
 }
 
-fn place_in_page(offset: u64) -> usize {
+pub(super) fn place_in_page(offset: u64) -> usize {
     usize::try_from(offset % PAGE_BYTES).unwrap_or(0)
 }
 
@@ -125,6 +129,7 @@ impl File {
                 role,
                 size,
                 modified,
+                local: false,
                 unlinked: false,
                 dropped: false,
                 pages: PageTable::default(),
@@ -179,8 +184,8 @@ impl File {
         block >= state.stored_blocks || state.pages.get(block).is_some()
     }
 
-    /// How many pages to bring for a miss at `block`: twice as many each time a reader goes on where the last
-    /// fetch ended, at most `most`. Only a guess, so racing readers may spoil it for each other.
+    /// How many pages to bring for a miss at `block`: twice as many each time a reader goes on where the
+    /// last fetch ended, at most `most`. Only a guess, so racing readers may spoil it for each other.
     pub(super) fn readahead(&self, block: u32, most: u32) -> u32 {
         let before = self.ahead.load(Ordering::Relaxed);
         let (expected, last) = ((before >> 32) as u32, before as u32);
@@ -314,8 +319,9 @@ impl File {
 
     /// Puts a page of the store into the cache, unless the file has something newer at that place.
     ///
-    /// `current` tells whether the store still has this version. It is asked under the file's lock: only a page that
-    /// a capture settled can have been evicted, and the capture changes what `current` sees before it settles.
+    /// `current` tells whether the store still has this version. It is asked under the file's lock: only
+    /// a page that a capture settled can have been evicted, and the capture changes what `current` sees
+    /// before it settles.
     pub(super) fn keep_copy(
         &self,
         cache: &PageCache,
@@ -327,7 +333,7 @@ impl File {
         if !current() || state.dropped || block >= state.stored_blocks || state.pages.get(block).is_some() {
             return Ok(());
         }
-        let slot = cache.allocate(Owner { ino: self.ino, block }, Claim::Stored)?;
+        let slot = cache.allocate(Owner { ino: self.ino, block, claim: Claim::Stored })?;
         if let Err(error) = cache.write(slot, 0, page) {
             cache.release(slot);
             return Err(error.into());
@@ -411,6 +417,7 @@ impl Run {
         }
     }
 }
+<<<<<<< HEAD
 
 /// One page of a write: where its bytes go.
 struct Target {
@@ -601,3 +608,5 @@ fn write_part(cache: &PageCache, target: &Target, from: usize, part: &[u8]) -> s
     }
     cache.write(target.slot, 0, &page)
 }
+=======
+>>>>>>> compute

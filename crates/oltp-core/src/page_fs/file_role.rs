@@ -54,8 +54,8 @@ pub(super) struct Relation<'a> {
     pub(super) number: &'a str,
 }
 
-/// Takes a path such as `base/5/16384_fsm.1` apart, into the relation and whether this is its init fork, the one
-/// that an unlogged relation is reset to; nothing for what is no relation.
+/// Takes a path such as `base/5/16384_fsm.1` apart, into the relation and whether this is its init fork,
+/// the one that an unlogged relation is reset to; nothing for what is no relation.
 pub(super) fn relation(path: &str) -> Option<(Relation<'_>, bool)> {
     RelationFile::of(path)?;
     let (directory, name) = path.rsplit_once('/')?;

@@ -1,12 +1,13 @@
 //! The kernel's requests, answered.
 //!
-//! The mount is the only way to the files, so the kernel may believe for ever what it once learned: names,
-//! missing names, attributes and pages. It is told to open files without asking (`ENOSYS` to the first
-//! `open` means that), to keep pages over an open, and not to hold writes back: what a `write` call returned
-//! from has been here.
+//! The mount is the only way to the files, so the kernel may believe for ever what it once learned:
+//! names, missing names, attributes and pages. It is told to open files without asking (`ENOSYS` to the
+//! first `open` means that), to keep pages over an open, and not to hold writes back: what a `write` call
+//! returned from has been here.
 //!
-//! A request that can be answered from memory and the local disk is answered on the thread that took it. One that needs the
-//! store, or room in a cache full of dirty pages, goes on as a task; the thread is free for the next.
+//! A request that can be answered from memory and the local disk is answered on the thread that took it.
+//! One that needs the store, or room in a cache full of dirty pages, goes on as a task; the thread is
+//! free for the next.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -37,7 +38,8 @@ const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Postgres reads and writes up to 1 MiB at once (`io_combine_limit`).
 const LARGEST_REQUEST: u32 = 1 << 20;
 
-/// Readahead requests of the kernel that may be under way: enough for several scans that wait for the store.
+/// Readahead requests of the kernel that may be under way: enough for several scans that wait for the
+/// store.
 const REQUESTS_AHEAD: u16 = 64;
 
 /// What Linux's `linux/falloc.h` calls these.
@@ -162,7 +164,12 @@ fn send_empty(reply: ReplyEmpty, done: Result<(), Errno>) {
 
 impl Filesystem for PageFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+<<<<<<< HEAD
         // Without these the kernel drops a file's pages whenever its size changes, and asks before every open.
+=======
+        // Without these the kernel drops a file's pages whenever its size changes, and asks before every
+        // open.
+>>>>>>> compute
         for wish in [
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
@@ -434,7 +441,8 @@ impl Filesystem for PageFilesystem {
         reply.error(Errno::ENOSYS); // nothing is held back that a close would have to bring
     }
 
-    /// Durability comes from the keepers and the store, so there is nothing to flush; but a cache that failed says so.
+    /// Durability comes from the keepers and the store, so there is nothing to flush; but a cache that
+    /// failed says so.
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let sound = if self.directory().has_failed() { Err(Errno::EIO) } else { Ok(()) };
         send_empty(reply, sound);
@@ -525,7 +533,8 @@ impl Filesystem for PageFilesystem {
         self.answer(ino, reply, operation, send_empty);
     }
 
-    // The rest is answered as "no such function", which the kernel takes as leave to do without and not to ask again.
+    // The rest is answered as "no such function", which the kernel takes as leave to do without and not
+    // to ask again.
 
     fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);

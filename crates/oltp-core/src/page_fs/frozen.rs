@@ -7,8 +7,8 @@
 //!      └─────────── give back ─────────────┘  the store refused: the pages are dirty again
 //! ```
 //!
-//! A frozen page stays in its slot. Written again, it gets another one and the old slot is *displaced*: out of
-//! the page table, still the cut's. So the capture reads frozen slots without any lock.
+//! A frozen page stays in its slot. Written again, it gets another one and the old slot is *displaced*:
+//! out of the page table, still the cut's. So the capture reads frozen slots without any lock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -99,6 +99,7 @@ impl File {
         let mut state = self.hold();
         let Some(frozen) = state.frozen.take() else { return };
         gate.dirty_pages_subtract(frozen.blocks.len());
+        state.local = false;
         state.stored_blocks = blocks_of(frozen.size).min(state.low_since_cut);
         for slot in frozen.displaced.into_values() {
             cache.release(slot);
@@ -116,6 +117,7 @@ impl File {
         let mut state = self.hold();
         state.unfreeze(cache, gate);
         state.changes.withheld = true;
+        state.local = true;
     }
 
     /// Adds what was withheld so far to the cut being captured: nothing runs any more that could change it.

@@ -7,12 +7,13 @@
 //!           taken as they are. Nothing is copied, whatever the size of the database.
 //! ```
 //!
-//! A file notices by the number that a new epoch has begun, when it is changed for the first time in it, and
-//! only then puts its dirty set aside for the capture. So the invariant: **what a change does, it does
-//! while it holds its passage, and before it is answered**: every change is wholly before the cut or wholly after it.
+//! A file notices by the number that a new epoch has begun, when it is changed for the first time in it,
+//! and only then puts its dirty set aside for the capture. So the invariant: **what a change does, it
+//! does while it holds its passage, and before it is answered**: every change is wholly before the cut or
+//! wholly after it.
 //!
-//! The kernel may hand us an 8 KiB write as two requests (a page of the writer's memory was not resident). Between
-//! them half a page is outstanding, and the gate does not close.
+//! The kernel may hand us an 8 KiB write as two requests (a page of the writer's memory was not
+//! resident). Between them half a page is outstanding, and the gate does not close.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

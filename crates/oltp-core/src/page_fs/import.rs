@@ -1,9 +1,9 @@
 //! A cluster in an ordinary directory, brought into the store.
 //!
-//! A fresh cluster goes in whole. One that was materialised from a manifest goes in by difference: files that still
-//! carry the manifest's time and size were not written; of the others, each page is compared with what
-//! the store has. Either way the cluster has to be stopped cleanly: nothing here sees Postgres's writes, and a
-//! directory copied while it runs is no moment of it.
+//! A fresh cluster goes in whole. One that was materialised from a manifest goes in by difference: files
+//! that still carry the manifest's time and size were not written; of the others, each page is compared
+//! with what the store has. Either way the cluster has to be stopped cleanly: nothing here sees
+//! Postgres's writes, and a directory copied while it runs is no moment of it.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -31,12 +31,12 @@ const CHUNK: u32 = 256;
 /// Deeper than any data directory is.
 const DEPTH_LIMIT: usize = 16;
 
-/// Brings the stopped cluster in `directory` into the store, as a body whose `wal` is the caller's to fill in. With
-/// `base`, the manifest that the directory was materialised from, only what differs.
+/// Brings the stopped cluster in `directory` into the store, as a body whose `wal` is the caller's to
+/// fill in. With `base`, the manifest that the directory was materialised from, only what differs.
 ///
 /// # Errors
-/// The cluster was not shut down cleanly, has no data checksums, another block size or tablespaces; a page is
-/// damaged; the store or the disk failed.
+/// The cluster was not shut down cleanly, has no data checksums, another block size or tablespaces; a
+/// page is damaged; the store or the disk failed.
 pub async fn import_cluster(
     store: &PageStore,
     project: &ProjectName,
@@ -285,8 +285,8 @@ fn not_importable(directory: &Path, reason: String) -> CoreError {
     CoreError::NotImportable { directory: directory.to_owned(), reason }
 }
 
-/// What of `global/pg_control` decides whether a cluster can come in (`catalog/pg_control.h`, the same places in
-/// PostgreSQL 17 and 18).
+/// What of `global/pg_control` decides whether a cluster can come in (`catalog/pg_control.h`, the same
+/// places in PostgreSQL 17 and 18).
 struct ControlFile {
     system_identifier: u64,
     bytes: Bytes,

@@ -1,7 +1,7 @@
 //! `mount: copy`: a manifest as an ordinary directory, for machines without FUSE.
 //!
-//! Everything is fetched first, verified on the way. Each file gets the manifest's time, so that the import at the next
-//! clean stop knows by time and size what was not written in between.
+//! Everything is fetched first, verified on the way. Each file gets the manifest's time, so that the
+//! import at the next clean stop knows by time and size what was not written in between.
 
 use std::fs::{File, FileTimes, Permissions};
 use std::io::ErrorKind;
@@ -28,8 +28,8 @@ const FILES_AT_ONCE: usize = 8;
 /// Pages of one range read: 2 MiB.
 const PAGES_AT_ONCE: u32 = 256;
 
-/// Writes the data directory of a manifest into `directory`, which is empty or missing, with `pg_wal` a link to
-/// `wal_directory`.
+/// Writes the data directory of a manifest into `directory`, which is empty or missing, with `pg_wal` a
+/// link to `wal_directory`.
 ///
 /// # Errors
 /// Something lies there already, the store or the disk failed, or a page is damaged.
@@ -68,7 +68,8 @@ pub async fn materialise(
     Ok(())
 }
 
-/// Gives every file of a materialised directory the time of `manifest`, which was just made of it by import.
+/// Gives every file of a materialised directory the time of `manifest`, which was just made of it by
+/// import.
 ///
 /// # Errors
 /// A file of the manifest is not there.
@@ -88,7 +89,8 @@ fn ended(directory: &Path) -> impl FnOnce(tokio::task::JoinError) -> CoreError +
     move |ended| CoreError::io("fill", directory)(std::io::Error::other(ended))
 }
 
-/// Directories and links; an old page file must not survive below a new directory, so the place has to be empty.
+/// Directories and links; an old page file must not survive below a new directory, so the place has to be
+/// empty.
 fn lay_out(manifest: &Manifest, root: &Path, wal: &Path, owner: &ServiceUser) -> Result<()> {
     match std::fs::create_dir_all(root).and_then(|()| std::fs::read_dir(root)) {
         Ok(mut entries) => {

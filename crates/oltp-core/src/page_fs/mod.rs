@@ -11,14 +11,15 @@
 //!                                                └─▶ Cut ─▶ ManifestBody
 //! ```
 //!
-//! A cut is what a power failure at that instant would have left, had all writes reached the disk: Postgres's own crash
-//! recovery starts from it, given the WAL up to what was flushed when the cut was made. The instant is an
-//! epoch flip ([`gate`]); what is written afterwards goes to other slots ([`frozen`]), so nothing is copied and
-//! nobody waits for the upload.
+//! A cut is what a power failure at that instant would have left, had all writes reached the disk:
+//! Postgres's own crash recovery starts from it, given the WAL up to what was flushed when the cut was
+//! made. The instant is an epoch flip (`gate`); what is written afterwards goes to other slots
+//! (`frozen`), so nothing is copied and nobody waits for the upload.
 //!
-//! The invariant: **local page state is a cache**. It may be thrown away at any time except between a write and its
-//! capture, and after an unclean end it is ([`clean_stop`]). That is why Postgres runs with `fsync=off` on it, and why
-//! its WAL never lies here: `pg_wal` is a link to a plain directory, whose contents the keepers hold.
+//! The invariant: **local page state is a cache**. It may be thrown away at any time except between a
+//! write and its capture, and after an unclean end it is (`clean_stop`). That is why Postgres runs with
+//! `fsync=off` on it, and why its WAL never lies here: `pg_wal` is a link to a plain directory, whose
+//! contents the keepers hold.
 
 mod capture;
 mod clean_stop;
@@ -34,6 +35,7 @@ mod materialise;
 mod mount_point;
 mod page_cache;
 mod page_table;
+mod page_writes;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -59,7 +61,7 @@ use fetch::Fetcher;
 use file::File;
 use file_role::FileRole;
 use filesystem::{Answering, PageFilesystem};
-use page_cache::{Owner, PAGE_BYTES, PageCache, Slot};
+use page_cache::{Claim, Owner, PAGE_BYTES, PageCache, Slot};
 use tree::{Change, Ino, Kind, Tree};
 
 pub use capture::{CaptureKind, Captured};
@@ -216,7 +218,8 @@ impl Mounted {
         }
     }
 
-    /// Makes a cut. Takes microseconds, and waits for the second half of a page whose first half was just written.
+    /// Makes a cut. Takes microseconds, and waits for the second half of a page whose first half was just
+    /// written.
     ///
     /// # Errors
     /// Another cut is not captured yet, the local cache failed, or half a page stayed outstanding.
@@ -255,8 +258,8 @@ impl Mounted {
         capture::capture(&mut mirror, taken, &self.fetcher, &self.author, kind).await
     }
 
-    /// Merges layers if that is worth it, while everything goes on. What is captured from now on names the merged ones; false
-    /// when there was nothing to do.
+    /// Merges layers if that is worth it, while everything goes on. What is captured from now on names
+    /// the merged ones; false when there was nothing to do.
     ///
     /// # Errors
     /// The store failed, or a layer is damaged: then everything stays as it is.
@@ -278,8 +281,8 @@ impl Mounted {
         self.end_session().await
     }
 
-    /// Takes the mount away after a clean stop whose last capture was published as `published`: the next mount of that
-    /// manifest here finds its cache warm.
+    /// Takes the mount away after a clean stop whose last capture was published as `published`: the next
+    /// mount of that manifest here finds its cache warm.
     ///
     /// # Errors
     /// The operating system refuses.
@@ -377,7 +380,11 @@ fn open_cache(options: &MountOptions, manifest: &Manifest, files: &[Arc<File>]) 
     let adopt = |(slot, key): (u32, Option<PageKey>)| {
         let key = key?;
         let file = by_id.get(&key.file)?;
-        file.adopt(key.block, Slot(slot)).then_some(Owner { ino: file.ino, block: key.block })
+        file.adopt(key.block, Slot(slot)).then_some(Owner {
+            ino: file.ino,
+            block: key.block,
+            claim: Claim::Stored,
+        })
     };
     if let Some(slots) = slots {
         cache.restore((0..).zip(slots).map(adopt).collect());

@@ -1,8 +1,8 @@
 //! Mount points: what lies on them, and taking it away.
 //!
-//! A process that is killed leaves its mount behind: the kernel answers every access with "not connected" until
-//! somebody detaches it. Only such dead mounts of our own kind are detached; a living one belongs to a
-//! process that serves it.
+//! A process that is killed leaves its mount behind: the kernel answers every access with "not connected"
+//! until somebody detaches it. Only such dead mounts of our own kind are detached; a living one belongs
+//! to a process that serves it.
 
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -42,7 +42,8 @@ pub(super) fn is_in_use(point: &Path) -> Result<bool> {
     Ok(mounts()?.iter().any(|mounted| mounted == point) && is_alive(point))
 }
 
-/// Takes the mount out of the directory tree; processes that have files open keep them until they close them.
+/// Takes the mount out of the directory tree; processes that have files open keep them until they close
+/// them.
 pub(super) fn detach(point: &Path) -> Result<()> {
     match umount2(point, MntFlags::MNT_DETACH) {
         Ok(()) | Err(Errno::EINVAL) => Ok(()), // EINVAL: nothing is mounted there any more
@@ -59,7 +60,8 @@ fn mounts() -> Result<Vec<PathBuf>> {
     Ok(points)
 }
 
-/// `36 35 98:0 / /mount/point rw,noatime shared:1 - fuse tidewater rw`: field 5, when type and source are ours.
+/// `36 35 98:0 / /mount/point rw,noatime shared:1 - fuse tidewater rw`: field 5, when type and source are
+/// ours.
 fn parse(line: &[u8]) -> Option<PathBuf> {
     let mut fields = line.split(|byte| *byte == b' ');
     let point = fields.nth(4)?;

@@ -1,7 +1,7 @@
 //! The local page cache: one file of 8 KiB slots.
 //!
-//! A page lies in any slot; its file's page table knows which. So a page that a cut has frozen is
-//! never copied when it is written again: the new contents take another slot, and the frozen one stays as it is
+//! A page lies in any slot; its file's page table knows which. So a page that a cut has frozen is never
+//! copied when it is written again: the new contents take another slot, and the frozen one stays as it is
 //! until the capture has uploaded it. Dropping a relation frees slots and touches no other file.
 //!
 //! ```text
@@ -13,9 +13,10 @@
 //! The invariant: **a slot that a page table or a cut refers to is never handed out**. Whoever takes a
 //! slot out of its last place releases it, and nobody else.
 //!
-//! The limit counts all slots, and eviction keeps to it. When nothing clean is left, dirty pages may take as
-//! much again (the capture that the pressure asks for needs time); beyond that writers wait. Scratch pages (temporary relations) never leave
-//! the machine, so no capture could make room for them: they are bounded by the disk alone.
+//! Eviction keeps to the limit. When nothing clean is left, dirty pages may take as much again (the
+//! capture that the pressure asks for needs time); beyond that writers wait. Scratch pages (temporary and
+//! unlogged relations) are not captured, so waiting would make no room for them: they do not count, and
+//! are bounded by the disk alone.
 
 use std::fs::File;
 use std::io;
@@ -52,6 +53,7 @@ impl Slot {
 pub(super) struct Owner {
     pub(super) ino: Ino,
     pub(super) block: u32,
+    pub(super) claim: Claim,
 }
 
 /// No room, and eviction cannot make any: everything is dirty.
@@ -63,7 +65,7 @@ pub(super) struct NoRoom;
 pub(super) enum Claim {
     /// A page that is in the store or will be: up to twice the limit.
     Stored,
-    /// A page that is never captured.
+    /// A page that is not captured while Postgres runs: as far as the disk goes.
     Scratch,
 }
 
@@ -79,11 +81,17 @@ struct Slots {
     free: Vec<Slot>,
     owners: Vec<Option<Owner>>,
     hand: usize,
+    scratch: usize,
 }
 
 impl Slots {
     fn in_use(&self) -> usize {
         self.owners.len() - self.free.len()
+    }
+
+    /// Those that count against the limit.
+    fn counted(&self) -> usize {
+        self.in_use() - self.scratch
     }
 }
 
@@ -107,21 +115,24 @@ impl PageCache {
         self.slots.lock().in_use() as u64
     }
 
+    /// Slots that do not count against the limit.
+    pub(super) fn scratch(&self) -> u64 {
+        self.slots.lock().scratch as u64
+    }
+
     /// How many slots would have to be evicted before `wanted` more fit under the limit.
     pub(super) fn shortage(&self, wanted: usize) -> usize {
         let slots = self.slots.lock();
-        (slots.in_use() + wanted).saturating_sub(self.limit as usize)
+        (slots.counted() + wanted).saturating_sub(self.limit as usize)
     }
 
     /// Takes a slot for the page of `owner`.
-    pub(super) fn allocate(&self, owner: Owner, claim: Claim) -> Result<Slot, NoRoom> {
-        let most = match claim {
-            Claim::Stored => self.limit as usize * 2,
-            Claim::Scratch => SLOTS_AT_MOST as usize,
-        };
+    pub(super) fn allocate(&self, owner: Owner) -> Result<Slot, NoRoom> {
         let mut slots = self.slots.lock();
-        if slots.in_use() >= most {
-            return Err(NoRoom);
+        match owner.claim {
+            Claim::Stored if slots.counted() >= self.limit as usize * 2 => return Err(NoRoom),
+            Claim::Stored => {}
+            Claim::Scratch => slots.scratch += 1,
         }
         if let Some(slot) = slots.free.pop() {
             if let Some(entry) = slots.owners.get_mut(slot.0 as usize) {
@@ -129,6 +140,7 @@ impl PageCache {
             }
             return Ok(slot);
         }
+        // 16 TiB: the disk ends first, and says so when the page is written.
         let slot = u32::try_from(slots.owners.len()).ok().filter(|slot| *slot < SLOTS_AT_MOST);
         let slot = Slot(slot.ok_or(NoRoom)?);
         slots.owners.push(Some(owner));
@@ -139,7 +151,11 @@ impl PageCache {
     pub(super) fn restore(&self, owners: Vec<Option<Owner>>) {
         let free =
             (0..).zip(&owners).filter(|(_, owner)| owner.is_none()).map(|(slot, _)| Slot(slot)).collect();
+<<<<<<< HEAD
         *self.slots.lock() = Slots { free, owners, hand: 0 };
+=======
+        *self.slots.lock() = Slots { free, owners, hand: 0, scratch: 0 };
+>>>>>>> compute
     }
 
     /// Gives a slot back that nothing refers to any more.
@@ -147,8 +163,9 @@ impl PageCache {
         let mut slots = self.slots.lock();
         if let Some(owner) = slots.owners.get_mut(slot.0 as usize) {
             debug_assert!(owner.is_some(), "slot {} is released twice", slot.0);
-            if owner.take().is_some() {
+            if let Some(owner) = owner.take() {
                 slots.free.push(slot);
+                slots.scratch = slots.scratch.saturating_sub(usize::from(owner.claim == Claim::Scratch));
             }
         }
     }
@@ -216,28 +233,31 @@ mod tests {
     }
 
     fn owner(block: u32) -> Owner {
-        Owner { ino: Ino(9), block }
+        Owner { ino: Ino(9), block, claim: Claim::Stored }
     }
 
     #[test]
     fn dirty_pages_may_take_twice_the_limit_and_scratch_ones_what_the_disk_has() {
         let cache = cache(1024);
         for block in 0..2048 {
-            cache.allocate(owner(block), Claim::Stored).unwrap();
+            cache.allocate(owner(block)).unwrap();
         }
         assert_eq!(cache.shortage(1), 1025);
-        assert_eq!(cache.allocate(owner(0), Claim::Stored), Err(NoRoom));
-        assert_eq!(cache.allocate(owner(0), Claim::Scratch), Ok(Slot(2048)));
+        let scratch = Owner { claim: Claim::Scratch, ..owner(0) };
+        assert_eq!(cache.allocate(owner(0)), Err(NoRoom));
+        assert_eq!(cache.allocate(scratch), Ok(Slot(2048)));
+        assert_eq!(cache.shortage(1), 1025);
+        cache.release(Slot(2048));
         cache.release(Slot(5));
         cache.release(Slot(6));
-        assert_eq!(cache.allocate(owner(3), Claim::Stored), Ok(Slot(6)));
+        assert_eq!(cache.allocate(owner(3)), Ok(Slot(6)));
     }
 
     #[test]
     fn the_clock_passes_every_owned_slot_once_a_round() {
         let cache = cache(1024);
         for block in 0..5 {
-            cache.allocate(owner(block), Claim::Stored).unwrap();
+            cache.allocate(owner(block)).unwrap();
         }
         cache.release(Slot(2));
         let round = [cache.sweep(3), cache.sweep(1)].concat();

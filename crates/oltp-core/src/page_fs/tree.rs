@@ -1,9 +1,9 @@
 //! The names of a data directory: directories, files and symbolic links, without any contents.
 //!
-//! Every change is a [`Change`]: a value that is applied to the live tree and noted in a journal. A cut takes the
-//! journal and nothing else, so it costs the same with a hundred relations and with a hundred thousand; the
-//! capture, off the path of the writers, applies it to a second tree, which is thereby the directory *as of
-//! the cut*.
+//! Every change is a [`Change`]: a value that is applied to the live tree and noted in a journal. A cut
+//! takes the journal and nothing else, so it costs the same with a hundred relations and with a hundred
+//! thousand; the capture, off the path of the writers, applies it to a second tree, which is thereby the
+//! directory *as of the cut*.
 //!
 //! The invariant: **applying the same changes to equal trees gives equal trees**, so nothing in here asks
 //! the clock or draws a number.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{BranchState, Manifest, ManifestHead};
 use super::publishing::CONCURRENT_READS;
 use super::{PageStore, object_names};
-use crate::ids::{BranchId, BranchName, ManifestNumber, ManifestUid, ProjectName};
+use crate::ids::{BranchId, BranchName, ManifestUid, ProjectName};
 use crate::storage::Put;
 use crate::{CoreError, Result, Timestamp};
 
@@ -135,7 +135,8 @@ impl PageStore {
         branch: BranchId,
         change: impl Fn(&mut ManifestHead),
     ) -> Result<Arc<Manifest>> {
-        for _ in 0..ROUNDS {
+        let mut rounds = ROUNDS;
+        loop {
             let mut next = Manifest::clone(&*self.live(project, branch).await?);
             next.head.number = next.head.number.next();
             next.head.uid = ManifestUid::random();
@@ -145,14 +146,14 @@ impl PageStore {
                 next.body.clear();
             }
             let next = Arc::new(next);
+            rounds -= 1;
             match self.put_manifest(&next).await {
                 Ok(()) => return Ok(next),
                 // A compute published in between: its manifest is the one to follow.
-                Err(CoreError::AlreadyPublished { .. } | CoreError::Fenced { .. }) => {}
+                Err(CoreError::AlreadyPublished { .. } | CoreError::Fenced { .. }) if rounds > 0 => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(CoreError::AlreadyPublished { branch, number: ManifestNumber::default() })
     }
 
     async fn live(&self, project: &ProjectName, branch: BranchId) -> Result<Arc<Manifest>> {

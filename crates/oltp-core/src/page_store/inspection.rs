@@ -20,7 +20,11 @@ use super::manifest_view::strata;
 use super::object_names::{self, WalChunkName};
 use super::page::RelationFile;
 use crate::ids::{BranchId, BranchName, FileId, LayerId, ManifestNumber, ProjectName};
+use crate::wal_keeper::WalChunk;
 use crate::{CoreError, Result, Timestamp};
+
+/// A segment of WAL and what is written about it.
+const WAL_CHUNK_LIMIT: u64 = (16 << 20) + 4096;
 
 /// What is in a storage, and what is wrong with it.
 #[derive(Debug, Clone, Serialize)]
@@ -246,11 +250,15 @@ impl PageStore {
     async fn inspect_wal(&self, project: &ProjectName, report: &mut ProjectInspection) -> Result<()> {
         for object in self.storage.list(&object_names::wal_of_project(project), None).await? {
             report.wal_chunks.add(object.size);
-            if WalChunkName::parse(&object.location).is_none() {
-                report.defect(
-                    self.storage.name_of(&object.location),
-                    "it is not named as a chunk of WAL".to_owned(),
-                );
+            let name = self.storage.name_of(&object.location);
+            let Some(chunk) = WalChunkName::parse(&object.location) else {
+                report.defect(name, "it is not named as a chunk of WAL".to_owned());
+                continue;
+            };
+            // One that was trimmed since the listing is no loss.
+            let read = report.note(self.storage.get(&object.location, WAL_CHUNK_LIMIT).await)?;
+            if let Some(Err(reason)) = read.flatten().map(|bytes| WalChunk::decode(chunk, bytes)) {
+                report.defect(name, reason.to_owned());
             }
         }
         Ok(())

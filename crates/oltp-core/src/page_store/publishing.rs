@@ -73,7 +73,8 @@ impl PageStore {
         branch: BranchId,
         term: Term,
     ) -> Result<Arc<Manifest>> {
-        for _ in 0..TAKE_OVER_ROUNDS {
+        let mut rounds = TAKE_OVER_ROUNDS;
+        loop {
             let latest = self.latest(project, branch).await?;
             let Some(latest) = latest.filter(|latest| latest.head.state == BranchState::Live) else {
                 return Err(CoreError::NoSuchBranch {
@@ -90,14 +91,14 @@ impl PageStore {
             taken.head.term = term;
             taken.head.published_at = Timestamp::now();
             let taken = Arc::new(taken);
+            rounds -= 1;
             match self.put_manifest(&taken).await {
                 Ok(()) => return Ok(taken),
                 // The last word of the compute before.
-                Err(CoreError::AlreadyPublished { .. }) => {}
+                Err(CoreError::AlreadyPublished { .. }) if rounds > 0 => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(CoreError::AlreadyPublished { branch, number: ManifestNumber::default() })
     }
 
     pub(super) async fn put_manifest(&self, manifest: &Arc<Manifest>) -> Result<()> {

@@ -1,9 +1,11 @@
 //! The storage in a folder of this machine: puts that survive a power cut, reads without detours.
+//!
+//! What lies there is databases: folders and files are their owner's alone.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path as FilePath, PathBuf};
 
 use bytes::Bytes;
@@ -46,7 +48,7 @@ fn link_durably(file: &FilePath, bytes: &[u8]) -> io::Result<()> {
     create_folder_durably(folder)?;
     let staged = folder.join(format!(".{}{STAGED}", Uuid::new_v4()));
     let written = (|| {
-        let mut output = File::create_new(&staged)?;
+        let mut output = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
         output.write_all(bytes)?;
         output.sync_all()?;
         std::fs::hard_link(&staged, file)
@@ -65,7 +67,7 @@ fn create_folder_durably(folder: &FilePath) -> io::Result<()> {
     }
     let above = folder.parent().ok_or(ErrorKind::InvalidInput)?;
     create_folder_durably(above)?;
-    match std::fs::create_dir(folder) {
+    match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
         _ => File::open(above)?.sync_all(),
     }

@@ -159,7 +159,8 @@ impl WalArchive {
     /// The store failed.
     pub(crate) async fn claim(&self, term: Term) -> Result<bool> {
         let claim = self.claims().join(claim_name(term));
-        if self.storage.put_if_absent(&claim, Bytes::from_static(b"\n")).await? == Put::NameTaken {
+        let claimed = self.storage.put_if_absent(&claim, Bytes::from_static(b"\n")).await?;
+        if claimed == Put::NameTaken {
             return Ok(false);
         }
         for object in self.storage.list(&self.claims(), None).await? {

@@ -21,12 +21,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use wal_decoder::Lsn;
 
+use super::SEGMENT;
 use super::address::KeeperAddress;
 use super::archive::{WalArchive, cover};
 use super::connection::KeeperConnection;
 use super::election::Elected;
 use super::log_name::LogName;
-use super::record_scanner::{PAGE, SEGMENT};
+use super::record_scanner::PAGE;
 use crate::ids::Timeline;
 use crate::page_store::{WalChunkName, WalSpan};
 use crate::{CoreError, Result, ServiceUser};

@@ -22,7 +22,7 @@ use crate::{CoreError, Result, private_file};
 const SUFFIX: &str = ".segment";
 const STAGED: &str = ".staged";
 /// Zeros are written in pieces of this size.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Files that trimming frees and that wait to be used again: one that is about to be needed, one to spare.
 const SPARES: usize = 2;
 

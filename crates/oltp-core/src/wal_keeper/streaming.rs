@@ -23,12 +23,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use wal_decoder::Lsn;
 
+use super::RecordScanner;
 use super::archiver::{ArchiveTrouble, Archiver};
 use super::election::{Durability, Elected, Quorum};
 use super::keeper_link::Proposal;
 use super::keeper_log::{Refusal, TermBegin};
 use super::progress::KeeperProgress;
-use super::record_scanner::RecordScanner;
 use super::term_history::{TermHistory, TermStart};
 use crate::ids::{Term, Timeline};
 use crate::{CoreError, Result, Timestamp};

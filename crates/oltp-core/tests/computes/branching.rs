@@ -91,3 +91,60 @@ async fn a_restore_to_a_time_or_a_position_has_what_was_committed_then_and_keeps
     before.suspend().await;
     rewound.suspend().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn branches_are_compared_reset_expired_and_deleted_in_any_order() {
+    let lab = Lab::new().await;
+    let main = lab.project().await;
+    let parent = lab.start(main).await;
+    let client = parent.owner().await;
+    client
+        .batch_execute(
+            "CREATE TABLE kept (a int); CREATE TABLE dropped (b text); INSERT INTO kept VALUES (1)",
+        )
+        .await
+        .unwrap();
+    let child = lab.branch_of_main("dev", Point::Now).await;
+    let on_child = child.owner().await;
+    on_child
+        .batch_execute(
+            "DROP TABLE dropped; CREATE TABLE made (c int PRIMARY KEY); INSERT INTO kept VALUES (2); \
+             ALTER TABLE kept ADD COLUMN d date",
+        )
+        .await
+        .unwrap();
+    let (project, dev) = (project(), named("dev"));
+    let found = lab.branches.diff(&project, &named("main"), &dev).await.unwrap();
+    let rows: Vec<_> =
+        found.iter().map(|table| (table.table.as_str(), table.rows, table.other_rows)).collect();
+    assert_eq!(
+        rows,
+        [
+            ("public.dropped", Some(0), None),
+            ("public.kept", Some(1), Some(2)),
+            ("public.made", None, Some(0))
+        ]
+    );
+    assert!(found[1].other_shape.as_ref().unwrap().contains("d date"), "{:?}", found[1]);
+
+    let reset = lab.branches.reset(&project, &dev).await.unwrap();
+    child.end().await.unwrap_err();
+    let child = lab.start(reset.head.branch).await;
+    assert_eq!(lab.branches.diff(&project, &named("main"), &dev).await.unwrap(), []);
+
+    // A branch of the branch outlives it, and one with a time to live goes when that is over.
+    child.suspend().await;
+    let hour = std::time::Duration::from_secs(3600);
+    lab.branches.create(&project, &dev, named("deeper"), Point::Now, Some(hour)).await.unwrap();
+    lab.branches.delete(&project, &dev).await.unwrap();
+    assert!(lab.branches.delete(&project, &dev).await.is_err());
+    let deeper =
+        lab.branches.create(&project, &named("deeper"), named("deepest"), Point::Now, None).await.unwrap();
+    assert_eq!(lab.branches.delete_expired(&project, Timestamp::now()).await.unwrap(), []);
+    let later = Timestamp::now().after(2 * hour);
+    assert_eq!(lab.branches.delete_expired(&project, later).await.unwrap(), [named("deeper")]);
+    let deepest = lab.start(deeper.head.branch).await;
+    assert_eq!(number(&deepest.owner().await, "SELECT count(*) FROM kept").await, 1);
+    deepest.suspend().await;
+    parent.suspend().await;
+}

@@ -123,3 +123,19 @@ async fn commits_wait_while_the_keeper_is_away_and_go_on_when_it_is_back() {
     commit.await.unwrap().unwrap();
     compute.suspend().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_branch_goes_to_sleep_by_itself_and_a_session_in_a_transaction_keeps_it_awake() {
+    let lab = Lab::new().await;
+    let main = lab.project().await;
+    let mut spec = lab.spec(main).await;
+    spec.suspend_after = Some(std::time::Duration::from_secs(1));
+    let compute = lab.try_start(spec).await.unwrap();
+    let client = compute.owner().await;
+    client.batch_execute("BEGIN; SELECT 1").await.unwrap();
+    // Longer than two looks.
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    client.batch_execute("COMMIT").await.unwrap();
+    assert!(matches!(compute.end().await, Ok(End::Suspended(_))));
+    assert!(client.batch_execute("SELECT 1").await.is_err());
+}

@@ -60,6 +60,18 @@ async fn tls_is_spoken_when_asked_for_and_at_once() {
 }
 
 #[tokio::test]
+async fn a_cancel_request_over_tls_ends_with_a_proper_goodbye() {
+    let house = house().await;
+    let mut stream = asked(&house).await.unwrap();
+    let request = [0, 0, 0, 16, 0x04, 0xD2, 0x16, 0x2E, 0, 0, 0, 77, 1, 2, 3, 4];
+    stream.write_all(&request).await.unwrap();
+    // Without it this is an error: the answer might have been cut off by somebody on the way.
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    house.until(|counters| counters.cancels_dropped == 1).await;
+    house.close().await;
+}
+
+#[tokio::test]
 async fn tls_at_once_needs_the_name_of_the_protocol() {
     let house = house().await;
     let mut unnamed =

@@ -355,7 +355,8 @@ pub(crate) async fn assert_balances(client: &Client) {
     assert!(sums.all(|sum| sum == first), "balances differ");
 }
 
-/// Looks over every index and table of every database, then, once it is stopped, at the checksum of every page.
+/// Looks over every index and table of every database, then, once it is stopped, at the checksum of every
+/// page.
 pub(crate) async fn assert_sound(cluster: &Cluster, server: Server, data: &Path) {
     server.client("pg_amcheck", &["--all", "--install-missing", "--heapallindexed", "--jobs=2"]).await;
     server.stop().await;

@@ -295,6 +295,37 @@ async fn unlogged_relations_are_captured_at_a_clean_stop_only() {
 }
 
 #[tokio::test]
+async fn pages_that_were_never_written_read_as_zeros_here_and_elsewhere() {
+    let mut bench = bench();
+    let file = bench.create("base/5/16384");
+    bench.directory.extend(&file, 400 * PAGE_BYTES).unwrap();
+    bench.write(&file, 200 * PAGE_BYTES, &page(0)).await;
+    assert_eq!(bench.read(&file).await, vec![0; 400 * PAGE]);
+    let captured = bench.cut_and_capture().await;
+    assert_eq!(captured.pages, 1);
+    assert_eq!(bench.elsewhere(&captured).contents("base/5/16384").await.unwrap(), vec![0; 400 * PAGE]);
+}
+
+#[tokio::test]
+async fn unlogged_relations_may_be_larger_than_the_cache() {
+    let mut bench = Bench::over(bench().store, some_manifest(), 1024);
+    bench.create("global/pg_control");
+    let (main, _init) = (bench.create("base/5/16390"), bench.create("base/5/16390_init"));
+    bench.write(&main, 0, &page(0)).await;
+    bench.cut_and_capture().await;
+    for block in 0..5000 {
+        bench.directory.write(&main, block * PAGE_BYTES, &page(0)).unwrap();
+    }
+    assert!(!*bench.directory.pressure().borrow(), "a cut would not help");
+    let notes = bench.create("notes");
+    bench.write(&notes, 0, &page(1)).await;
+    let taken = bench.cut();
+    let clean = bench.capture(taken, CaptureKind::CleanShutdown).await.unwrap();
+    assert_eq!(clean.pages, 5001);
+    assert_eq!(bench.elsewhere(&clean).contents("notes").await.unwrap(), page(1));
+}
+
+#[tokio::test]
 async fn a_database_larger_than_the_cache_works() {
     let mut bench = bench();
     let names: Vec<String> = (0..6).map(|n| format!("base/5/f{n}")).collect();

@@ -1,6 +1,7 @@
 //! An inspection finds damage wherever it is.
 
 use super::*;
+use crate::wal_keeper::WalChunk;
 
 async fn a_project(store: &PageStore) -> Manifest {
     let record = ProjectRecord {
@@ -92,4 +93,20 @@ async fn a_missing_layer_a_strange_object_and_a_wrong_page_are_found() {
     store.storage.put_if_absent(&object_names::layers(&shop()).join("notes.txt"), "x".into()).await.unwrap();
     let reasons: Vec<String> = defects(&store).await.into_iter().map(|defect| defect.reason).collect();
     assert_eq!(reasons, ["it is not named as a layer", "a manifest names it, and it is missing"]);
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_of_wal_is_found() {
+    let store = in_memory();
+    let branch = a_project(&store).await.head.branch;
+    let name = WalChunkName { timeline: Timeline(1), start: Lsn(64), end: Lsn(72), term: Term(3) };
+    let chunk = WalChunk { name, ends_at_record: true, wal: "8 bytes.".into() };
+    let path = name.path(&shop(), branch);
+    store.storage.put_if_absent(&path, chunk.encode()).await.unwrap();
+    assert_eq!(defects(&store).await, []);
+    replace(&store, &path, |bytes| bytes[50] ^= 1).await;
+    let found = defects(&store).await;
+    assert!(found.len() == 1 && found[0].object.ends_with(path.as_ref()), "{found:?}");
+    store.storage.put_if_absent(&wal_folder(&shop(), branch).join("x.wal"), "x".into()).await.unwrap();
+    assert_eq!(defects(&store).await.len(), 2);
 }

@@ -269,6 +269,7 @@ impl Postgres {
             "fsync=off",
             "full_page_writes=off",
             "restart_after_crash=off",
+            "wal_keep_size=1GB",
             "wal_level=logical",
             "synchronous_standby_names=FIRST 1 (tidewater_keeper)",
         ] {
@@ -277,7 +278,10 @@ impl Postgres {
         command.stdout(log.try_clone().unwrap()).stderr(log).kill_on_drop(true);
         self.child = Some(command.spawn().unwrap());
         until("Postgres serves", async || {
-            assert!(!self.log().contains("FATAL") || self.log().contains("starting up"), "{}", self.log());
+            let child = self.child.as_mut().unwrap();
+            if let Some(end) = child.try_wait().unwrap() {
+                panic!("Postgres ended: {end}\n{}", self.log());
+            }
             self.try_connect().await.is_ok()
         })
         .await;

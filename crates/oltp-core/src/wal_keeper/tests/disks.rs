@@ -94,6 +94,7 @@ async fn a_damaged_state_file_is_an_error_with_a_remedy_and_never_a_new_beginnin
     let mut keepers = vec![Keeper::start().await];
     let branch = Branch::new(&keepers).await;
     let compute = branch.start(Durability::Keeper).await;
+    compute.postgres.connect().await.batch_execute("CREATE TABLE t (id bigint)").await.unwrap();
     compute.kill().await;
     keepers[0].kill().await;
     let state = branch.election.log.directory(&keepers[0].directory()).join("state");

@@ -225,7 +225,7 @@ async fn with_durability_store_a_compute_is_fenced_by_one_that_its_keeper_never_
     client.batch_execute("CREATE TABLE t (id bigint PRIMARY KEY, v text)").await.unwrap();
     client.execute("INSERT INTO t VALUES (1, 'the first wrote this')", &[]).await.unwrap();
 
-    let mut others = vec![Keeper::start().await];
+    let mut others = [Keeper::start().await];
     branch.election.keepers = others.iter().map(|keeper| keeper.address.clone()).collect();
     let second = branch.start(Durability::Store).await;
     let late =
