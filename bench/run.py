@@ -78,8 +78,8 @@ class Sizes:
             (early, max(early * 3, int(late * factor))),
             rows(self.transaction),
             (self.life[0], max(self.life[0] * 2, int(self.life[1] * factor))),
-            # The changes of one version are a tenth of it at least.
-            max(1_000_000, rows(self.served)),
+            # One version changes 100,000 rows, most of them there already.
+            max(200_000, rows(self.served)),
             max(5, int(self.served_seconds * factor)),
         )
 

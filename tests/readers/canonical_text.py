@@ -15,6 +15,8 @@ when their texts are, and a table's rows can be compared by a checksum that both
     string                itself
     binary                \\x and hex digits
     array                 JSON array of its elements' texts and nulls, no spaces
+    struct                JSON array of its fields' texts and nulls, in order
+    map                   JSON array of [key, value] pairs, sorted by the key's text
 
 Dates and times never pass through Python's `datetime`, which ends at the year 9999 and begins at 1.
 
@@ -70,6 +72,10 @@ def texts(array):
         return [None if v is None else "\\x" + v.hex() for v in array.to_pylist()]
     if pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind):
         return _list_texts(array)
+    if pt.is_struct(kind):
+        return _struct_texts(array)
+    if pt.is_map(kind):
+        return _map_texts(array)
     raise UnsupportedType(f"no canonical text is defined for the Arrow type {kind}")
 
 
@@ -104,6 +110,20 @@ def _list_texts(array):
             rows.append(encode_json(elements[at : at + length]))
             at += length
     return rows
+
+
+def _struct_texts(array):
+    fields = zip(*(texts(field) for field in array.flatten())) if array.type.num_fields else [()] * len(array)
+    return [encode_json(row) if valid else None for row, valid in zip(fields, array.is_valid().to_pylist())]
+
+
+def _map_texts(array):
+    # A slice of a map still has all keys and items; its offsets point into them.
+    keys, items, offsets = texts(array.keys), texts(array.items), array.offsets.to_pylist()
+    return [
+        encode_json(sorted(zip(keys[start:end], items[start:end]), key=lambda pair: pair[0])) if valid else None
+        for valid, start, end in zip(array.is_valid().to_pylist(), offsets, offsets[1:])
+    ]
 
 
 def readable(text, kind):

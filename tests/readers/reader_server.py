@@ -22,6 +22,12 @@ append adds a row that is there already, once more):
 
     {"id":10,"engine":"spark","op":"maintain","path":P,"task":"optimize"}  -> {"id":10}
 
+One that makes a table, by statements of the engine's own SQL in which the table is called {t}; spark only. And one that
+reads the rows of an Arrow IPC file, for a reader of ours that is to be compared with the stock ones:
+
+    {"id":11,"engine":"spark","op":"run","path":P,"statements":["CREATE TABLE {t} …","INSERT INTO {t} …"]}  -> {"id":11}
+    {"id":12,"op":"ipc_rows","path":F}  -> as rows
+
 Requests to Postgres, answered with the same texts and figures (columns named and chosen as in the lake):
 
     {"id":6,"op":"source_rows","dsn":D,"schema":"public","table":"t","order_by":["id"]}   -> as rows
@@ -43,6 +49,8 @@ import json
 import os
 import signal
 import sys
+
+import pyarrow.ipc
 
 from canonical_text import Checksum, readable, readable_kind, texts
 from engines import Location, NotOffered
@@ -193,6 +201,21 @@ def files(request):
     return {"count": _offered(request, "files")(location(request))}
 
 
+def run(request):
+    _offered(request, "run")(location(request), request.get("statements") or [])
+    return {}
+
+
+def ipc_rows(request):
+    """The rows of an Arrow IPC file, as texts: what a reader of our own read."""
+    names, kinds, found = [], [], []
+    with pyarrow.ipc.open_file(request.get("path")) as file:
+        names, kinds = file.schema.names, [readable_kind(field.type) for field in file.schema]
+        for at in range(file.num_record_batches):
+            found.extend(_rows_of(file.get_batch(at), kinds))
+    return {"columns": names, "kinds": kinds, "rows": _sorted(found, names, request)}
+
+
 def maintain(request):
     _offered(request, "maintain")(location(request), request.get("task"))
     return {}
@@ -262,6 +285,8 @@ OPERATIONS = {
     "versions": versions,
     "files": files,
     "maintain": maintain,
+    "run": run,
+    "ipc_rows": ipc_rows,
     "source_rows": source_rows,
     "source_checksum": source_checksum,
     "source_sql": source_queries,

@@ -206,8 +206,10 @@ fn with_profile(
     mut builder: AmazonS3Builder,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<AmazonS3Builder, ProfileError> {
-    let given = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).is_some();
-    if given(&builder, AmazonS3ConfigKey::AccessKeyId) || given(&builder, AmazonS3ConfigKey::SkipSignature) {
+    let has_key = builder.get_config_value(&AmazonS3ConfigKey::AccessKeyId).is_some();
+    let is_anonymous =
+        builder.get_config_value(&AmazonS3ConfigKey::SkipSignature).is_some_and(|skip| skip == "true");
+    if has_key || is_anonymous {
         return Ok(builder);
     }
     let Some(profile) = aws_profile::find(variable)? else { return Ok(builder) };

@@ -91,6 +91,13 @@ def query(location, text):
     yield from session().sql(text).toArrow().to_batches()
 
 
+def run(location, statements):
+    """Runs statements in which the table is called {t}, in order. Not one answers rows: they make the table."""
+    spark = session()
+    for statement in statements:
+        spark.sql(statement.replace("{t}", f"delta.{_quote(location.path)}")).collect()
+
+
 def _quote(name):
     return "`" + name.replace("`", "``") + "`"
 

@@ -8,21 +8,19 @@
 //! 2262 wrap around without a word, in delta-kernel's reader as well. Such columns are asked for in microseconds.
 
 use super::TableSource;
+use super::conform::retyped;
 use super::parquet_file::ParquetFile;
 use super::read_plan::ReadPlan;
 use crate::error::{Result, ReverseSyncError, Unavailable};
-use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema as ArrowSchema, TimeUnit};
-use delta_kernel::ExpressionEvaluator;
-use delta_kernel::engine::arrow_data::ArrowEngineData;
-use delta_kernel::engine::arrow_utils::{fixup_parquet_read, parquet_read_plan};
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, FieldRef, Fields, Schema as ArrowSchema, TimeUnit};
 use delta_kernel::scan::state::DvInfo;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use parquet::arrow::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection};
+use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
 use parquet::basic::Type as PhysicalType;
 use parquet::file::metadata::PageIndexPolicy;
 use roaring::RoaringTreemap;
@@ -81,30 +79,22 @@ impl TableSource {
         };
         let total = metadata.metadata().file_metadata().num_rows().try_into().unwrap_or(0);
         let ranges = chosen.ranges(total);
-        let evaluator = plan.evaluator(&file.partition_values)?;
-        let failed = |source: delta_kernel::Error| file_failure(self.uri(), file, Box::new(source));
-        if plan.physical().num_fields() == 0 {
-            return Ok(rows_without_columns(Arc::clone(plan), evaluator, ranges));
-        }
-        let (ordering, mask) = parquet_read_plan(plan.physical(), &metadata).map_err(failed)?;
-        let mut builder = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata);
-        if let Some(mask) = mask {
-            builder = builder.with_projection(mask);
-        }
+        let columns = plan.file_columns(metadata.schema(), &file.partition_values)?;
+        let mask = ProjectionMask::roots(metadata.parquet_schema(), columns.roots.iter().copied());
+        let mut builder = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata)
+            .with_projection(mask)
+            .with_batch_size(BATCH_ROWS);
         if !matches!(ranges.as_slice(), [all] if *all == (0..total)) {
             builder = builder.with_row_selection(selection(&ranges, total));
         }
-        let decoded = builder.with_batch_size(BATCH_ROWS).build();
+        let decoded = builder.build();
         let decoded = decoded.map_err(|source| file_failure(self.uri(), file, Box::new(source)))?;
         let mut positions = ranges.into_iter().flatten();
         let (plan, file, table) = (Arc::clone(plan), file.clone(), self.uri().to_owned());
         let shaped = decoded.map(move |batch| {
-            let failed = |source| file_failure(&table, &file, source);
-            let batch = batch.map_err(|source| failed(Box::new(source)))?;
+            let batch = batch.map_err(|source| file_failure(&table, &file, Box::new(source)))?;
             let places = positions.by_ref().take(batch.num_rows()).collect();
-            let batch = fixup_parquet_read(batch, &ordering, None, None, Some(plan.physical()))
-                .map_err(|source| failed(Box::new(source)))?;
-            plan.shape(evaluator.as_ref(), batch, places)
+            plan.shape(&columns, &batch, places)
         });
         Ok(shaped.try_filter(|(batch, _)| std::future::ready(batch.num_rows() > 0)).boxed())
     }
@@ -224,25 +214,6 @@ fn selection(ranges: &[Range<u64>], total: u64) -> RowSelection {
     RowSelection::from_consecutive_ranges(ranges, place(total))
 }
 
-/// Rows of which nothing stands in the file: every column wanted is a partition's.
-fn rows_without_columns(
-    plan: Arc<ReadPlan>,
-    evaluator: Arc<dyn ExpressionEvaluator>,
-    ranges: Vec<Range<u64>>,
-) -> FileRows {
-    let chunks = stream::iter(ranges.into_iter().flatten()).chunks(BATCH_ROWS);
-    chunks
-        .map(move |positions| {
-            let options = RecordBatchOptions::new().with_row_count(Some(positions.len()));
-            let empty = RecordBatch::try_new_with_options(ArrowSchema::empty().into(), Vec::new(), &options);
-            let empty =
-                empty.map_err(|source| ReverseSyncError::Shape { table: plan.table().to_owned(), source })?;
-            plan.shape(evaluator.as_ref(), ArrowEngineData::new(empty), positions)
-        })
-        .try_filter(|(batch, _)| std::future::ready(batch.num_rows() > 0))
-        .boxed()
-}
-
 fn has_int96(metadata: &ArrowReaderMetadata) -> bool {
     metadata.parquet_schema().columns().iter().any(|column| column.physical_type() == PhysicalType::INT96)
 }
@@ -262,7 +233,7 @@ fn field_in_microseconds(field: &FieldRef) -> FieldRef {
         DataType::Map(entries, sorted) => DataType::Map(field_in_microseconds(entries), *sorted),
         _ => return Arc::clone(field),
     };
-    Arc::new(Field::clone(field).with_data_type(data_type))
+    retyped(field, data_type)
 }
 
 #[cfg(test)]
@@ -273,11 +244,15 @@ mod tests {
     fn rows_are_chosen_as_ranges_within_the_file() {
         let rows = |rows: &[u64]| rows.iter().copied().collect::<RoaringTreemap>();
         let none: [Range<u64>; 0] = [];
-        assert_eq!(Chosen::AllBut(rows(&[])).ranges(5), [0..5]);
+        assert_eq!(Chosen::AllBut(rows(&[])).ranges(5), vec![Range { start: 0, end: 5 }]);
         assert_eq!(Chosen::AllBut(rows(&[0, 2, 3])).ranges(5), [1..2, 4..5]);
         assert_eq!(Chosen::AllBut(rows(&[0, 1])).ranges(2), none);
         assert_eq!(Chosen::Only(rows(&[1, 2, 4])).ranges(5), [1..3, 4..5]);
-        assert_eq!(Chosen::Only(rows(&[1, 7])).ranges(5), [1..2], "a vector longer than its file");
+        assert_eq!(
+            Chosen::Only(rows(&[1, 7])).ranges(5),
+            vec![Range { start: 1, end: 2 }],
+            "a vector longer than its file"
+        );
         assert_eq!(Chosen::Only(rows(&[])).ranges(5), none);
     }
 }

@@ -10,6 +10,7 @@
 //! table that was dropped and made anew starts again at version 0 in the same folder, and the reader would put the
 //! new table's commits on top of the old one's.
 
+mod conform;
 mod data_file;
 mod lake_store;
 mod parquet_file;

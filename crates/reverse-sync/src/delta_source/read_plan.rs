@@ -1,25 +1,21 @@
 //! How rows are brought from data files into the shape that was asked for.
 //!
 //! ```text
-//!   Parquet columns ─(by physical name or field id; missing: null; widened)─▶ physical batch
-//!   physical batch + the file's partition values ─(evaluator)─▶ logical batch, all columns needed
-//!   logical batch ─(condition)─▶ rows kept ─(projection)─▶ the columns asked for
+//!   Parquet columns ─(by physical name or field id; missing: null; widened)─▶ logical columns
+//!   the file's partition values ──────────────────────────────────────────▶ all columns needed
+//!   all columns ─(condition)─▶ rows kept ─(projection)─▶ the columns asked for
 //! ```
 //!
-//! A plan belongs to one version's schema and reads files of any earlier one. The kernel's own pieces do the
-//! matching of Parquet columns and the evaluation, so column mapping, nested types and widened types are read as
-//! delta-kernel reads them.
+//! A plan belongs to one version's schema and reads files of any earlier one.
 
+use super::conform::{conform, find};
 use super::row_filter::RowFilter;
 use super::table_version::{Column, TableVersion, arrow_schema};
 use crate::error::{Result, ReverseSyncError};
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef as ArrowSchemaRef;
-use delta_kernel::engine::arrow_data::{ArrowEngineData, EngineDataArrowExt};
-use delta_kernel::engine::arrow_expression::ArrowEvaluationHandler;
+use arrow::array::{RecordBatch, new_null_array};
+use arrow::datatypes::{Schema as ArrowSchema, SchemaRef as ArrowSchemaRef};
 use delta_kernel::expressions::Scalar;
-use delta_kernel::schema::{DataType, PrimitiveType, SchemaRef, StructField, StructType};
-use delta_kernel::{EvaluationHandler, Expression, ExpressionEvaluator};
+use delta_kernel::schema::{DataType, StructField};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -41,13 +37,31 @@ pub(crate) struct ReadPlan {
     table: String,
     /// Everything that is read: the columns asked for, then those that only the condition needs.
     columns: Vec<Column>,
-    /// What is read from data files: columns that are not partitions.
-    physical: SchemaRef,
-    logical: DataType,
+    /// Their Arrow schema.
+    read: ArrowSchemaRef,
     filter: Option<RowFilter>,
     /// How many of `columns` were asked for.
     width: usize,
     schema: ArrowSchemaRef,
+}
+
+/// How one file's columns become the table's.
+#[derive(Debug)]
+pub(crate) struct FileColumns {
+    /// The file's own columns that are decoded, in its order.
+    pub roots: Vec<usize>,
+    sources: Vec<Source>,
+}
+
+/// Where a column of the table comes from.
+#[derive(Debug)]
+enum Source {
+    /// A decoded column, by its place among them.
+    Root(usize),
+    /// The file is older than the column.
+    Missing,
+    /// The log.
+    Partition(Scalar),
 }
 
 impl ReadPlan {
@@ -84,11 +98,10 @@ impl ReadPlan {
             }
             None => None,
         };
-        let in_files = columns.iter().filter(|column| !column.is_partition);
+        let read = arrow_schema(logical(&columns)).map_err(shape)?;
         Ok(ReadPlan {
             table: table.to_owned(),
-            physical: Arc::new(StructType::new_unchecked(in_files.map(|column| column.physical.clone()))),
-            logical: StructType::new_unchecked(logical(&columns)).into(),
+            read,
             schema: arrow_schema(logical(&columns).take(width)).map_err(shape)?,
             columns,
             filter,
@@ -101,65 +114,89 @@ impl ReadPlan {
         &self.schema
     }
 
-    /// The table's address, for messages.
-    pub(crate) fn table(&self) -> &str {
-        &self.table
-    }
-
-    /// What to ask Parquet files for.
-    pub(crate) fn physical(&self) -> &SchemaRef {
-        &self.physical
-    }
-
-    /// What makes the rows of one file logical, given its partition's values by physical name.
-    pub(crate) fn evaluator(
+    /// How one file's columns become the table's, given its Parquet schema and its partition's values.
+    pub(crate) fn file_columns(
         &self,
+        in_file: &ArrowSchema,
         partition_values: &HashMap<String, Option<String>>,
-    ) -> Result<Arc<dyn ExpressionEvaluator>> {
-        let log = |source| ReverseSyncError::Log { table: self.table.clone(), source: Box::new(source) };
-        let mut expressions = Vec::with_capacity(self.columns.len());
+    ) -> Result<FileColumns> {
+        let mut roots = Vec::new();
+        let mut sources = Vec::with_capacity(self.columns.len());
         for column in &self.columns {
-            let name = column.physical.name();
-            expressions.push(match (column.is_partition, column.logical.data_type()) {
-                (false, _) => Expression::column([name]),
-                (true, DataType::Primitive(kind)) => {
-                    let text = partition_values.get(name).and_then(Option::as_deref);
-                    Expression::literal(partition_value(kind, text).map_err(log)?)
-                }
-                (true, _) => {
-                    return Err(ReverseSyncError::Column {
-                        table: self.table.clone(),
-                        column: column.logical.name().clone(),
-                        reason: "a nested type cannot be a partition".to_owned(),
-                    });
-                }
+            sources.push(match column.is_partition {
+                true => Source::Partition(self.partition_value(column, partition_values)?),
+                false => match find(&column.physical, in_file.fields()) {
+                    Some(root) => {
+                        roots.push(root);
+                        Source::Root(root)
+                    }
+                    None => Source::Missing,
+                },
             });
         }
-        let expression = Arc::new(Expression::struct_from(expressions));
-        ArrowEvaluationHandler
-            .new_expression_evaluator(Arc::clone(&self.physical), expression, self.logical.clone())
-            .map_err(log)
+        // The reader decodes what it is asked for in the file's order.
+        roots.sort_unstable();
+        roots.dedup();
+        for source in &mut sources {
+            if let Source::Root(root) = source {
+                *root = roots.binary_search(root).unwrap_or_else(|place| place);
+            }
+        }
+        Ok(FileColumns { roots, sources })
     }
 
-    /// Makes physical rows logical, keeps what the condition keeps and the columns asked for. `positions` are the
+    fn partition_value(&self, column: &Column, values: &HashMap<String, Option<String>>) -> Result<Scalar> {
+        let bad = |reason| ReverseSyncError::Column {
+            table: self.table.clone(),
+            column: column.logical.name().clone(),
+            reason,
+        };
+        let DataType::Primitive(kind) = column.logical.data_type() else {
+            return Err(bad("a nested type cannot be a partition".to_owned()));
+        };
+        // Both no text and an empty one mean null.
+        match values.get(column.physical.name()).and_then(Option::as_deref) {
+            Some(text) => kind.parse_scalar(text).map_err(|error| bad(error.to_string())),
+            None => Ok(Scalar::Null(column.logical.data_type().clone())),
+        }
+    }
+
+    /// Makes decoded rows the table's, keeps what the condition keeps and the columns asked for. `positions` are the
     /// rows' places in their file, and stay in step with them.
     pub(crate) fn shape(
         &self,
-        evaluator: &dyn ExpressionEvaluator,
-        physical: ArrowEngineData,
+        file: &FileColumns,
+        decoded: &RecordBatch,
         positions: Vec<u64>,
     ) -> Result<(RecordBatch, Vec<u64>)> {
-        let log = |source| ReverseSyncError::Log { table: self.table.clone(), source: Box::new(source) };
-        let batch = evaluator.evaluate(&physical).try_into_record_batch().map_err(log)?;
+        let shape = |source| ReverseSyncError::Shape { table: self.table.clone(), source };
+        let rows = decoded.num_rows();
+        let mut columns = Vec::with_capacity(self.columns.len());
+        for ((column, source), field) in self.columns.iter().zip(&file.sources).zip(self.read.fields()) {
+            columns.push(match source {
+                Source::Root(at) => {
+                    conform(decoded.column(*at), column.physical.data_type(), field.data_type()).map_err(
+                        |source| ReverseSyncError::Column {
+                            table: self.table.clone(),
+                            column: column.logical.name().clone(),
+                            reason: source.to_string(),
+                        },
+                    )?
+                }
+                Source::Missing => new_null_array(field.data_type(), rows),
+                Source::Partition(value) => value.to_array(rows).map_err(|source| ReverseSyncError::Log {
+                    table: self.table.clone(),
+                    source: Box::new(source),
+                })?,
+            });
+        }
+        let batch = RecordBatch::try_new(Arc::clone(&self.read), columns).map_err(shape)?;
         let (batch, positions) = match &self.filter {
             Some(filter) => filter.keep(&self.table, batch, positions)?,
             None => (batch, positions),
         };
-        let shape = |source| ReverseSyncError::Shape { table: self.table.clone(), source };
         let columns = batch.columns().iter().take(self.width).cloned().collect();
-        let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options);
-        Ok((batch.map_err(shape)?, positions))
+        Ok((RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(shape)?, positions))
     }
 }
 
@@ -174,12 +211,4 @@ fn column(table: &str, version: &TableVersion, name: &str) -> Result<Column> {
         version: version.version,
         column: name.to_owned(),
     })
-}
-
-/// A partition's value from its text in the log, where both no text and an empty one mean null.
-fn partition_value(kind: &PrimitiveType, text: Option<&str>) -> delta_kernel::DeltaResult<Scalar> {
-    match text {
-        Some(text) => kind.parse_scalar(text),
-        None => Ok(Scalar::Null(DataType::Primitive(kind.clone()))),
-    }
 }

@@ -8,13 +8,13 @@ use super::{DataFile, RowSet, TableSource, TableVersion};
 use crate::error::{Result, ReverseSyncError};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use delta_kernel::scan::StatsOptions;
 use delta_kernel::scan::state::ScanFile;
 use delta_kernel::snapshot::SnapshotRef;
 use futures::TryStreamExt;
 use futures::stream::{self, BoxStream, StreamExt};
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -63,7 +63,8 @@ impl TableSource {
         let version = snapshot.version();
         let scanned = self
             .with_engine(move |engine, _| {
-                let scan = snapshot.scan_builder().build()?;
+                // Files are not skipped by their statistics here, so none are parsed.
+                let scan = snapshot.scan_builder().with_stats(StatsOptions::none()).build()?;
                 let mut files = Vec::new();
                 for metadata in scan.scan_metadata(engine)? {
                     files = metadata?.visit_scan_files(files, |files, file| files.push(file))?;
@@ -128,21 +129,19 @@ pub(crate) fn received<T: Send + 'static>(
 
 type Receiving<T> = Option<(JoinSet<()>, mpsc::Receiver<Result<T>>)>;
 
-fn next_received<T: Send + 'static>(
+async fn next_received<T: Send + 'static>(
     table: String,
     state: Receiving<T>,
-) -> impl Future<Output = Option<(Result<T>, Receiving<T>)>> + Send {
-    async move {
-        let (mut tasks, mut receiver) = state?;
-        if let Some(item) = receiver.recv().await {
-            let rest = item.is_ok().then_some((tasks, receiver));
-            return Some((item, rest));
-        }
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(source) = ended {
-                return Some((Err(ReverseSyncError::Reader { table, source }), None));
-            }
-        }
-        None
+) -> Option<(Result<T>, Receiving<T>)> {
+    let (mut tasks, mut receiver) = state?;
+    if let Some(item) = receiver.recv().await {
+        let rest = item.is_ok().then_some((tasks, receiver));
+        return Some((item, rest));
     }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(source) = ended {
+            return Some((Err(ReverseSyncError::Reader { table, source }), None));
+        }
+    }
+    None
 }

@@ -11,7 +11,7 @@ use arrow::datatypes::{Schema as ArrowSchema, SchemaRef as ArrowSchemaRef};
 use delta_kernel::engine::arrow_conversion::TryIntoArrow;
 use delta_kernel::schema::{ArrayType, DataType, MapType, SchemaRef, StructField, StructType};
 use delta_kernel::snapshot::SnapshotRef;
-use delta_kernel::table_features::ColumnMappingMode;
+use delta_kernel::table_features::{ColumnMappingMode, Operation};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -45,6 +45,8 @@ pub(crate) struct Column {
 impl TableVersion {
     pub(crate) fn new(snapshot: &SnapshotRef) -> Result<TableVersion, delta_kernel::Error> {
         let configuration = snapshot.table_configuration();
+        // A scan would refuse a feature that it does not know; changes are read without one.
+        configuration.ensure_operation_supported(Operation::Scan)?;
         let partition_columns = configuration.logical_partition_columns().to_vec();
         let schema = snapshot.schema();
         let columns = columns(&schema, configuration.column_mapping_mode(), &partition_columns)?;

@@ -27,7 +27,7 @@ use crate::delta_source::{CHANGE_TYPE, Part, ReadPlan, TableSource, TableVersion
 use crate::error::{Result, ReverseSyncError, Unavailable};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use commit::Commit;
+use commit::{Commit, FileChange};
 use file_changes::{ChangedRows, NetFiles, Side};
 use futures::stream::{self, BoxStream, StreamExt};
 use futures::{Stream, TryStreamExt};
@@ -239,15 +239,19 @@ impl Range {
         if let Some(metadata) = &commit.metadata {
             self.source.check_schema(version, &metadata.columns, &self.target)?;
         }
-        let is_partitioned = !self.target.partition_columns.is_empty();
-        let unnamed = commit.removed.iter().find(|change| is_partitioned && !change.has_partition_values);
-        match unnamed {
-            Some(change) if commit.feed.is_empty() => {
+        if self.target.partition_columns.is_empty() || !commit.feed.is_empty() {
+            return Ok(());
+        }
+        // A file that stays under another vector is named by its Add as well.
+        let stays = |path: &str| commit.added.iter().any(|change| change.file.path == path);
+        let unnamed = |change: &&FileChange| !change.has_partition_values && !stays(&change.file.path);
+        match commit.removed.iter().find(unnamed) {
+            Some(change) => {
                 let path = change.file.path.clone();
                 let reason = Unavailable::NoPartitionValues { version, path };
                 Err(self.source.unavailable(version, self.to, reason))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

@@ -92,7 +92,12 @@ mod tests {
     fn a_column_that_begins_to_partition_the_table_stands_in_the_way() {
         let before = column("a", DataType::LONG);
         let after = Column { is_partition: true, ..before.clone() };
-        assert!(obstacle(&[before.clone()], &[after.clone()]).unwrap().1.contains("partitions"));
+        assert!(
+            obstacle(std::slice::from_ref(&before), std::slice::from_ref(&after))
+                .unwrap()
+                .1
+                .contains("partitions")
+        );
         assert!(obstacle(&[after], &[before]).unwrap().1.contains("no longer"));
     }
 }

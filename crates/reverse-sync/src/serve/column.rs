@@ -127,7 +127,27 @@ impl ServedColumn {
 }
 
 fn unsupported(column: &str, data_type: &DataType) -> ServeError {
-    ServeError::UnsupportedColumn { column: column.to_owned(), data_type: data_type.to_string() }
+    // Printing a type follows it down, as everything else would.
+    let data_type = match is_too_deep(data_type, 0) {
+        true => format!("nested more than {DEEPEST_NESTING} levels deep"),
+        false => data_type.to_string(),
+    };
+    ServeError::UnsupportedColumn { column: column.to_owned(), data_type }
+}
+
+fn is_too_deep(data_type: &DataType, depth: usize) -> bool {
+    let below = |field: &Field| is_too_deep(field.data_type(), depth + 1);
+    depth > DEEPEST_NESTING
+        || match data_type {
+            DataType::List(field)
+            | DataType::LargeList(field)
+            | DataType::ListView(field)
+            | DataType::LargeListView(field)
+            | DataType::FixedSizeList(field, _)
+            | DataType::Map(field, _) => below(field),
+            DataType::Struct(fields) => fields.iter().any(|field| below(field)),
+            _ => false,
+        }
 }
 
 /// A type of the type map.

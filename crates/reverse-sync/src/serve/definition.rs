@@ -8,6 +8,10 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Makes one transaction at a time make schemas, for `IF NOT EXISTS` fails where another is making the same: several
+/// tables begin to be served at once. The number spells `tidewate`.
+pub(super) const MAKING_SCHEMAS: &str = "SELECT pg_advisory_xact_lock(8388346167911609445)";
+
 /// The schema of everything that Tidewater keeps in a target for itself.
 pub(super) const OWN_SCHEMA: &str = "tidewater";
 
@@ -86,6 +90,12 @@ impl ServedDefinition {
     /// The name of a configured index.
     pub(super) fn index_name(&self, text: &str) -> String {
         format!("tidewater_{}", self.digest(text))
+    }
+
+    /// What whoever serves this table holds a lock on.
+    pub(super) fn lock_key(&self) -> i64 {
+        let digest = Sha256::digest(format!("tidewater\0{}\0{}", self.schema, self.table));
+        digest.iter().take(size_of::<i64>()).fold(0, |key, byte| key << 8 | i64::from(*byte))
     }
 
     /// Names this table, and something of it, among all of its database.

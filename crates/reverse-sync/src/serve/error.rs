@@ -58,6 +58,15 @@ pub enum ServeError {
         /// The other one's name.
         instance: String,
     },
+    /// Another session has the table's lock.
+    #[error(
+        "{table} is being served by another session: stop the other process, or wait until the server has noticed \
+         that it is gone"
+    )]
+    ServedElsewhere {
+        /// `schema.table`
+        table: String,
+    },
     /// The served table is not ours to change.
     #[error(
         "{table} belongs to the role {owner}: `ALTER TABLE {table} OWNER TO {role}`, or serve `into` another name"
@@ -111,7 +120,9 @@ impl ServeError {
     pub fn is_transient(&self) -> bool {
         match self {
             ServeError::Postgres(error) => error.is_transient(),
-            ServeError::MovedMeanwhile { .. } | ServeError::CopierGone => true,
+            ServeError::MovedMeanwhile { .. }
+            | ServeError::ServedElsewhere { .. }
+            | ServeError::CopierGone => true,
             ServeError::Read(error) => {
                 matches!(error, ReverseSyncError::Store { .. } | ReverseSyncError::Spill { .. })
             }

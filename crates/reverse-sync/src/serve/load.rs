@@ -12,7 +12,7 @@
 
 use super::apply::{DELETING, INSERTING, UPDATING};
 use super::copy_in::{RowStream, copy_all};
-use super::definition::Layout;
+use super::definition::{Layout, MAKING_SCHEMAS};
 use super::error::ServeError;
 use super::kept_out::{KeptOut, KeptOutRow};
 use super::record::{LISTED_DUPLICATES, Record, Version};
@@ -108,7 +108,8 @@ impl Target {
         if self.count("looking for the served table's schema", &sql).await? > 0 {
             return Ok(());
         }
-        let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", quote_identifier(schema));
+        let schema = quote_identifier(schema);
+        let sql = format!("{MAKING_SCHEMAS}; CREATE SCHEMA IF NOT EXISTS {schema}");
         self.run("making the served table's schema", &sql).await
     }
 

@@ -48,10 +48,7 @@ async fn schema_shortcoming(
     let there = format!("SELECT FROM pg_namespace WHERE nspname = {}", quote_literal(schema));
     let (may, problem, remedy) = match exists(client, &there).await? {
         true => (
-            format!(
-                "SELECT WHERE has_schema_privilege({}, 'CREATE')",
-                quote_literal(&quote_identifier(schema))
-            ),
+            format!("SELECT WHERE has_schema_privilege({}, 'CREATE')", quote_literal(schema)),
             format!("the role {role} may not create tables in the schema {schema}"),
             format!("GRANT CREATE, USAGE ON SCHEMA {} TO {role}", quote_identifier(schema)),
         ),
@@ -62,7 +59,7 @@ async fn schema_shortcoming(
         ),
     };
     let may = exists(client, &may).await?;
-    Ok((!may).then(|| Shortcoming { problem, remedy: Some(remedy) }))
+    Ok((!may).then_some(Shortcoming { problem, remedy: Some(remedy) }))
 }
 
 /// A table of this name that Tidewater did not make is nobody's to overwrite.

@@ -7,7 +7,7 @@
 //! change of such a key cannot be applied by itself: the table is then compared as a whole.
 
 use super::column::ServedColumn;
-use super::definition::{Layout, OWN_SCHEMA, ServedDefinition};
+use super::definition::{Layout, MAKING_SCHEMAS, OWN_SCHEMA, ServedDefinition};
 use super::error::ServeError;
 use super::kept_out::KeptOut;
 use super::target::Target;
@@ -84,7 +84,8 @@ pub(super) async fn ensure_tables(client: &Client) -> Result<(), ServeError> {
     if row.try_get::<_, bool>(0).map_err(|source| client.error(doing, source))? {
         return Ok(());
     }
-    let sql = format!("BEGIN; CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}; {TABLES} {GUARD} COMMIT");
+    let sql =
+        format!("BEGIN; {MAKING_SCHEMAS}; CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}; {TABLES} {GUARD} COMMIT");
     let made = client.batch_execute(&sql).await;
     made.map_err(|source| {
         client.error("making the schema tidewater (needs CREATE on the database)", source)

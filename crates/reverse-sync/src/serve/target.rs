@@ -1,8 +1,8 @@
 //! The session with the target, and the served table as its catalog has it.
 //!
-//! One session belongs to one served table, and nobody else changes that table. Rows reach it only inside
-//! [`Target::begin`] … [`Target::commit`]; an error in between closes the session, and the server takes back
-//! everything.
+//! One session belongs to one served table, holds a lock on its name, and nobody else changes that table. Rows reach it
+//! only inside [`Target::begin`] … [`Target::commit`]; what an error interrupts is rolled back, and a session that ends
+//! takes everything back by itself.
 
 use super::column::ServedColumn;
 use super::definition::{Layout, ServedDefinition};
@@ -91,6 +91,13 @@ impl Target {
     pub async fn open(config: &SourceConfig, definition: ServedDefinition) -> Result<Target, ServeError> {
         let client = session(config, &definition).await?;
         record::ensure_tables(&client).await?;
+        // As long as the session lives: staged rows have one name, and must never be of two processes.
+        let lock = "SELECT pg_try_advisory_lock($1)";
+        let failed = |source| client.error("locking the served table for this process", source);
+        let row = client.query_one(lock, &[&definition.lock_key()]).await.map_err(failed)?;
+        if !row.try_get::<_, bool>(0).map_err(failed)? {
+            return Err(ServeError::ServedElsewhere { table: definition.name() });
+        }
         Ok(Target { client, config: config.clone(), definition, temporary: None })
     }
 

@@ -33,7 +33,7 @@ use opening::{Incarnation, Positions};
 use postgres_connector::{
     Client, PublicationNames, ReplicationSession, SlotOptions, SlotStatus, SourceConfig, StreamOptions,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -152,9 +152,9 @@ fn string(bytes: &[u8], length: usize) -> Option<&str> {
 
 fn primitive(kind: u8, bytes: &[u8], out: &mut String) -> Result<(), Misfit> {
     let written = match kind {
-        0 => some(out.push_str("null")),
-        1 => some(out.push_str("true")),
-        2 => some(out.push_str("false")),
+        0 => Some("null").map(|word| out.push_str(word)),
+        1 => Some("true").map(|word| out.push_str(word)),
+        2 => Some("false").map(|word| out.push_str(word)),
         3 => number(bytes, i8::from_le_bytes, |n| display(&n, out)),
         4 => number(bytes, i16::from_le_bytes, |n| display(&n, out)),
         5 => number(bytes, i32::from_le_bytes, |n| display(&n, out)),
@@ -201,10 +201,6 @@ fn moment(kind: u8, bytes: &[u8], out: &mut String) -> Result<(), Misfit> {
         _ => return Err(Misfit::BadVariant),
     }
     Ok(())
-}
-
-fn some((): ()) -> Option<()> {
-    Some(())
 }
 
 fn number<const N: usize, T, U>(

@@ -276,8 +276,7 @@ impl Attempt<'_> {
         lake: &LakeVersion,
     ) -> Result<(), ServingError> {
         let Some(reason) = error.unavailable().map(ToString::to_string) else { return Err(error.into()) };
-        // The session may be in the middle of a COPY.
-        self.target = Target::open(&self.table.target, self.table.definition.clone()).await?;
+        // A COPY that was under way ended with its changes; the session goes on.
         self.reload(lake, &reason).await
     }
 
@@ -346,11 +345,7 @@ impl Attempt<'_> {
         });
         match self.compare(&record, verification).await {
             Ok(compared) => verification.update(name, |table| fill_in(table, compared)),
-            Err(error) => {
-                verification.give_up(name, &error_chain(&error));
-                // Whatever the session was in the middle of is over.
-                self.target = Target::open(&self.table.target, self.table.definition.clone()).await?;
-            }
+            Err(error) => verification.give_up(name, &error_chain(&error)),
         }
         Ok(())
     }
