@@ -164,12 +164,8 @@ fn send_empty(reply: ReplyEmpty, done: Result<(), Errno>) {
 
 impl Filesystem for PageFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-<<<<<<< HEAD
-        // Without these the kernel drops a file's pages whenever its size changes, and asks before every open.
-=======
         // Without these the kernel drops a file's pages whenever its size changes, and asks before every
         // open.
->>>>>>> compute
         for wish in [
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_NO_OPEN_SUPPORT,

@@ -151,11 +151,7 @@ impl PageCache {
     pub(super) fn restore(&self, owners: Vec<Option<Owner>>) {
         let free =
             (0..).zip(&owners).filter(|(_, owner)| owner.is_none()).map(|(slot, _)| Slot(slot)).collect();
-<<<<<<< HEAD
-        *self.slots.lock() = Slots { free, owners, hand: 0 };
-=======
         *self.slots.lock() = Slots { free, owners, hand: 0, scratch: 0 };
->>>>>>> compute
     }
 
     /// Gives a slot back that nothing refers to any more.

@@ -68,11 +68,7 @@ async fn reads_of_single_pages() {
 
 async fn pgbench(server: &Server, arguments: &[&str]) -> f64 {
     let output =
-<<<<<<< HEAD
-        server.client("pgbench", &[&["-n", "-c", "4", "-j", "2", "-T", "10"], arguments].concat()).await;
-=======
         server.client("pgbench", &[&["-n", "-c", "4", "-j", "2", "-T", "6"], arguments].concat()).await;
->>>>>>> compute
     let line = output.lines().find(|line| line.starts_with("tps = ")).unwrap();
     line.split_whitespace().nth(2).unwrap().parse().unwrap()
 }
