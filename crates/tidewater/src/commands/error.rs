@@ -128,15 +128,6 @@ pub enum CommandError {
     #[error("the built-in Postgres cannot do that")]
     #[diagnostic(code(tidewater::core))]
     BuiltIn(#[source] Box<BuiltInError>),
-    /// A statement failed.
-    #[error("database `{database}` cannot be looked at")]
-    #[diagnostic(code(tidewater::core::statement))]
-    Statement {
-        /// with its branch
-        database: String,
-        /// what Postgres said
-        source: tokio_postgres::Error,
-    },
     /// Nothing to compare with.
     #[error("branch `{branch}` has no parent to compare it with")]
     #[diagnostic(code(tidewater::usage))]

@@ -225,13 +225,8 @@ async fn keep_house(core: &BuiltIn, projects: &[String], until: &CancellationTok
 
 async fn tidy(core: &BuiltIn, project: &str) -> Result<(), CoreError> {
     let project = ProjectName::new(project)?;
-    let branches = core.branches();
-    let now = Timestamp::now();
-    for head in branches.list(&project).await? {
-        if head.expires_at.is_some_and(|expires| expires <= now) {
-            branches.delete(&project, &head.name).await?;
-            tracing::info!(%project, branch = %head.name, "its time is over: deleted");
-        }
+    for branch in core.branches().delete_expired(&project, Timestamp::now()).await? {
+        tracing::info!(%project, %branch, "its time is over: deleted");
     }
     core.pages().collect(&project, core.settings().retention.duration()).await?;
     Ok(())
