@@ -35,6 +35,31 @@ async fn a_column_dropped_between_the_plan_and_the_load_does_not_halt_the_table(
     assert_equal(&mut Reader::start(), Engine::DuckDb, &source, &lake).await;
 }
 
+/// Seed 18: the table was renamed between the plan and the publications, and the daemon ended with an error.
+#[tokio::test]
+async fn a_table_renamed_between_the_plan_and_the_publications_does_not_end_the_daemon() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    client
+        .batch_execute("CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (1)")
+        .await
+        .unwrap();
+    let url = postgres.url("shop");
+    let site = Site::of_shop(&url);
+    let mut daemon = site.spawn_armed("publications-before-change=1*sleep(2000)");
+    // Its plan is made once it waits there, and has not been made before it has connected.
+    let connected = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_current_wal%' AND pid <> pg_backend_pid()";
+    while client.query_one(connected, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client.batch_execute("ALTER TABLE orders RENAME TO sales").await.unwrap();
+    daemon.wait_status(SOON, |status| state_of(status, "public.sales") == Some("streaming")).await;
+    daemon.stop().await;
+    let source = Source { dsn: &url, schema: "public", table: "sales" };
+    let lake = LakeTable::at(&site.table("shop/public/sales"));
+    assert_equal(&mut Reader::start(), Engine::DuckDb, &source, &lake).await;
+}
+
 /// Seed 122: a table was shown at the slot's position while what was set aside during its load was not in the lake
 /// yet.
 #[tokio::test]

@@ -4,6 +4,7 @@ use crate::table_name::TableName;
 use datafusion::error::DataFusionError;
 use deltalake::DeltaTableError;
 use object_store::path::Path;
+use reverse_sync::ReverseSyncError;
 use wal_decoder::Lsn;
 
 /// Why a lake SQL query, or the lake itself, could not be read.
@@ -11,18 +12,9 @@ use wal_decoder::Lsn;
 /// Sources are chained and boxed where they are large; a message says where, what and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LakeSqlError {
-    /// The lake's place cannot be opened.
+    /// The lake or one of its tables cannot be opened, or its changes cannot be told.
     #[error(transparent)]
-    Location(#[from] object_location::LocationError),
-    /// The lake's folder has a name that no object can have.
-    #[error("the lake's folder {} cannot be addressed; give it another name", folder.display())]
-    Folder {
-        /// the folder
-        folder: std::path::PathBuf,
-        /// what is wrong with it
-        #[source]
-        source: object_store::path::Error,
-    },
+    Source(#[from] ReverseSyncError),
     /// The object store answered with an error.
     #[error("reading `{at}` from the lake's store failed")]
     Store {
@@ -99,6 +91,15 @@ pub enum LakeSqlError {
     /// `history` of something else than a table's name.
     #[error("{written} does not name a table: write its name in quotes, as in history('public.orders')")]
     HistoryOfWhat {
+        /// the function as written
+        written: String,
+    },
+    /// `changes` of something else than a table's name and two versions.
+    #[error(
+        "{written} names no table and range: write the table's name in quotes and the first and last version, as in \
+         changes('public.orders', 3, 5)"
+    )]
+    ChangesOfWhat {
         /// the function as written
         written: String,
     },
@@ -198,6 +199,9 @@ pub enum LakeSqlError {
     /// Planning or running the query failed.
     #[error("the query failed")]
     Query(#[source] Box<DataFusionError>),
+    /// The columns of a table have no form in Arrow.
+    #[error("the table's columns have no form in a query")]
+    Columns(#[from] arrow::error::ArrowError),
     /// Writing the result failed.
     #[error("writing the result failed")]
     Output(#[source] std::io::Error),

@@ -5,6 +5,8 @@
 //! FROM t VERSION AS OF 12         FROM t AT (VERSION => 12)
 //! FROM t TIMESTAMP AS OF now()    FROM t AT (TIMESTAMP => '2026-11-20 10:00')
 //!                                 FROM t AT (LSN => '0/16B3748')
+//! FROM history('t')               every change, of a table synced with a history
+//! FROM changes('t', 3, 5)         what versions 3 to 5 did to the rows of any table
 //! ```
 //!
 //! The invariant of the crate: rows come from the version that was asked for, or there is an error. A
@@ -13,6 +15,7 @@
 //!
 //! It only reads. Names are the source's: `database.schema.table`, folded as Postgres folds.
 
+mod changes;
 mod commit_log;
 mod consistent_points;
 mod dialect;

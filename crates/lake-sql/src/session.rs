@@ -10,6 +10,7 @@
 //! every row comes from the version its reference asked for. DataFusion gets to see only the tables that
 //! this query resolved, in a catalog of its own.
 
+use crate::changes;
 use crate::commit_log::CommitLog;
 use crate::consistent_points;
 use crate::dialect::LakeDialect;
@@ -35,6 +36,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement as PlannedStatement;
 use deltalake::DeltaTable;
 use futures::{StreamExt, TryStreamExt, stream};
+use reverse_sync::TableSource;
 use sqlparser::ast::Statement;
 use sqlparser::parser::Parser;
 use std::collections::hash_map::Entry;
@@ -92,17 +94,25 @@ impl fmt::Debug for QueryResult {
 struct Resolved {
     folder: TableFolder,
     name: TableName,
-    table: DeltaTable,
-    pinned: Option<u64>,
+    state: State,
+}
+
+/// What of a table a reference reads.
+enum State {
+    Newest(DeltaTable),
+    Pinned(u64, DeltaTable),
+    /// What the versions from one to another did.
+    Changes(u64, u64),
 }
 
 impl Resolved {
     /// Its name in the query's catalog. A folder's name holds no `@`, so versions cannot clash with databases.
     fn catalog_name(&self) -> [String; 3] {
         let database = self.name.database.as_deref().unwrap_or("lake");
-        let catalog = match self.pinned {
-            Some(version) => format!("{database}@v{version}"),
-            None => database.to_owned(),
+        let catalog = match self.state {
+            State::Newest(_) => database.to_owned(),
+            State::Pinned(version, _) => format!("{database}@v{version}"),
+            State::Changes(from, to) => format!("{database}@c{from}-{to}"),
         };
         [catalog, self.name.schema.clone(), self.name.table.clone()]
     }
@@ -186,7 +196,7 @@ impl LakeSession {
             }
             let Some((folder, name, table)) = newest.get(reference.name.as_slice()) else { continue };
             let (folder, name) = (folder.clone(), name.clone());
-            let pinned = match &reference.version {
+            let version = match &reference.version {
                 Version::Newest => None,
                 Version::Number(version) => Some(*version),
                 Version::AtTime(moment) => {
@@ -194,12 +204,17 @@ impl LakeSession {
                     Some(self.version_at(&folder, &name, moment).await?)
                 }
                 Version::AtLsn(lsn) => Some(self.version_at_lsn(&name, *lsn).await?),
+                Version::Changes { from, to } => {
+                    self.check_range(&folder, &name, *from, *to).await?;
+                    resolved.push(Resolved { folder, name, state: State::Changes(*from, *to) });
+                    continue;
+                }
             };
-            let table = match pinned {
-                None => table.clone(),
-                Some(version) => self.pinned(&folder, &name, version).await?,
+            let state = match version {
+                None => State::Newest(table.clone()),
+                Some(version) => State::Pinned(version, self.pinned(&folder, &name, version).await?),
             };
-            resolved.push(Resolved { folder, name, table, pinned });
+            resolved.push(Resolved { folder, name, state });
         }
         Ok(resolved)
     }
@@ -322,6 +337,27 @@ impl LakeSession {
         Ok(below.map(|part| part.as_ref().to_owned()).collect())
     }
 
+    /// That every version of a range is there, and so is the one before it, from whose rows it starts.
+    async fn check_range(
+        &self,
+        folder: &TableFolder,
+        name: &TableName,
+        from: u64,
+        to: u64,
+    ) -> Result<(), LakeSqlError> {
+        let table = || name.clone();
+        match CommitLog::list(&self.lake, &folder.location).await? {
+            None => Err(LakeSqlError::NoSuchTable { name: name.to_string() }),
+            Some(CommitLog { earliest, latest, .. }) if to > latest => {
+                Err(LakeSqlError::NoSuchVersion { table: table(), version: to, earliest, latest })
+            }
+            Some(CommitLog { earliest, .. }) if earliest > 0 && from <= earliest => {
+                Err(LakeSqlError::VersionExpired { table: table(), version: from, earliest: earliest + 1 })
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     /// A version that has to be there; what the Delta reader says when it is not names no range, so the log is asked.
     async fn pinned(
         &self,
@@ -350,7 +386,15 @@ impl LakeSession {
         for table in resolved {
             let name = table.catalog_name();
             if let Entry::Vacant(free) = tables.entry(name) {
-                free.insert(source_names::provider(&self.context, &table.folder, &table.table).await?);
+                free.insert(match table.state {
+                    State::Newest(state) | State::Pinned(_, state) => {
+                        source_names::provider(&self.context, &table.folder, &state).await?
+                    }
+                    State::Changes(from, to) => {
+                        let source = TableSource::in_store(&self.lake, &table.folder.location);
+                        changes::provider(source, from, to).await?
+                    }
+                });
             }
         }
         let catalogs = MemoryCatalogProviderList::new();

@@ -10,7 +10,7 @@
 
 use crate::error::LakeSqlError;
 use crate::folders::store_error;
-use crate::store::LakeStore;
+use crate::store::{LakeStore, delta_table};
 use deltalake::{DeltaTable, DeltaTableError};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
@@ -44,7 +44,7 @@ impl SnapshotCache {
     pub(crate) async fn newest(&self, lake: &LakeStore, location: &Path) -> Result<DeltaTable, LakeSqlError> {
         let kept = self.still_true(lake, location, None).await?;
         let before = kept.as_ref().and_then(DeltaTable::version);
-        let mut table = kept.unwrap_or_else(|| lake.table(location));
+        let mut table = kept.unwrap_or_else(|| delta_table(lake, location));
         table.update_incremental(None).await.map_err(|source| table_error(location, source))?;
         if table.version() != before {
             self.keep(lake, location, None, &table).await?;
@@ -62,7 +62,7 @@ impl SnapshotCache {
         if let Some(table) = self.still_true(lake, location, Some(version)).await? {
             return Ok(table);
         }
-        let mut table = lake.table(location);
+        let mut table = delta_table(lake, location);
         table.load_version(version).await.map_err(|source| table_error(location, source))?;
         if table.version() != Some(version) {
             return Err(table_error(location, DeltaTableError::InvalidVersion(version)));

@@ -13,7 +13,7 @@ use datafusion::common::Column;
 use datafusion::logical_expr::Expr;
 use datafusion::prelude::SessionContext;
 use deltalake::DeltaTable;
-use deltalake::kernel::MetadataValue;
+use deltalake::kernel::{MetadataValue, StructField};
 use std::sync::Arc;
 
 const SOURCE_NAME: &str = "tidewater.source_name";
@@ -27,6 +27,14 @@ pub(crate) fn table_name(folder: &TableFolder, table: &DeltaTable) -> Result<Tab
         .and_then(|name| split(name, folder).or_else(|| renamed(name, property(SOURCE_SCHEMA)?)))
         .unwrap_or_else(|| (folder.schema.clone(), folder.table.clone()));
     Ok(TableName { database: folder.database.clone(), schema, table })
+}
+
+/// A column's original name, where the lake could not take it.
+pub(crate) fn original(column: &StructField) -> Option<&String> {
+    match column.metadata().get(SOURCE_NAME) {
+        Some(MetadataValue::String(original)) => Some(original),
+        _ => None,
+    }
 }
 
 /// Splits `schema.table` where both halves fit the folders: either may hold dots itself.
@@ -76,10 +84,7 @@ pub(crate) async fn provider(
     let schema = state.schema();
     let renamed: Vec<(String, String)> = schema
         .fields()
-        .map(|field| match field.metadata().get(SOURCE_NAME) {
-            Some(MetadataValue::String(original)) => (field.name().clone(), original.clone()),
-            _ => (field.name().clone(), field.name().clone()),
-        })
+        .map(|field| (field.name().clone(), original(field).unwrap_or(field.name()).clone()))
         .collect();
     if renamed.iter().all(|(lake, original)| lake == original) {
         return Ok(rows);

@@ -16,6 +16,12 @@
 //! FROM history('orders') h         --collect-->  Reference { name: [orders_history], is_history: true }
 //! ```
 //!
+//! And so is `changes('t', 3, 5)`, to the table itself:
+//!
+//! ```text
+//! FROM changes('orders', 3, 5) c   --collect-->  Reference { name: [orders], version: Changes { 3, 5 } }
+//! ```
+//!
 //! A one-part name that a WITH query in scope answers to is no table reference.
 
 use crate::dialect::LakeDialect;
@@ -40,6 +46,13 @@ pub(crate) enum Version {
     AtTime(Box<Expr>),
     /// The version at a position of the source's log.
     AtLsn(Lsn),
+    /// No state, but what the versions from one to another did, both included.
+    Changes {
+        /// The first version.
+        from: u64,
+        /// The last version.
+        to: u64,
+    },
 }
 
 /// One table reference, in the order of the walk.
@@ -57,8 +70,8 @@ pub(crate) struct Reference {
 pub(crate) fn collect(statement: &mut Statement) -> Result<Vec<Reference>, LakeSqlError> {
     let mut references = Vec::new();
     walk(statement, |factor| {
-        if let Some(name) = take_history(factor)? {
-            references.push(Reference { name, version: Version::Newest, is_history: true });
+        if let Some(reference) = take_function(factor)? {
+            references.push(reference);
             return Ok(());
         }
         let version = take_version(factor)?;
@@ -117,8 +130,8 @@ impl<F: FnMut(&mut TableFactor) -> Result<(), LakeSqlError>> TableWalk<F> {
         let written = factor_name(factor);
         let TableFactor::Table { name, args, version, .. } = &*factor else { return Ok(()) };
         if args.is_some() {
-            refuse_function(name, version.as_ref())?;
-            return if is_history(name) { (self.visit)(factor) } else { Ok(()) };
+            refuse_version(name, version.as_ref())?;
+            return if is_ours(name) { (self.visit)(factor) } else { Ok(()) };
         }
         refuse_dropped_clauses(factor, &written)?;
         let TableFactor::Table { name, version, .. } = &*factor else { return Ok(()) };
@@ -214,51 +227,71 @@ pub(crate) fn read_only(statement: &str) -> LakeSqlError {
     LakeSqlError::ReadOnly { statement: statement.chars().take(SHOWN_OF_STATEMENT).collect() }
 }
 
-fn refuse_function(name: &ObjectName, version: Option<&TableVersion>) -> Result<(), LakeSqlError> {
-    if let Some(version) = version {
-        return Err(LakeSqlError::UnsupportedVersion {
-            table: name.to_string(),
-            clause: version.to_string(),
-        });
+fn refuse_version(name: &ObjectName, version: Option<&TableVersion>) -> Result<(), LakeSqlError> {
+    match version {
+        Some(version) => {
+            let (table, clause) = (name.to_string(), version.to_string());
+            Err(LakeSqlError::UnsupportedVersion { table, clause })
+        }
+        None => Ok(()),
     }
-    match folded(name)?.as_slice() {
-        [function] if function == "changes" => Err(LakeSqlError::NotAvailableYet {
-            what: format!("{function}()"),
-            instead: "read the table with VERSION AS OF, or its history('t') where it has one",
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn is_history(name: &ObjectName) -> bool {
-    folded(name).is_ok_and(|parts| matches!(parts.as_slice(), [function] if function == HISTORY))
 }
 
 const HISTORY: &str = "history";
+const CHANGES: &str = "changes";
 
-/// Puts a plain table in the place of `history('t')`, and gives that table's name.
-fn take_history(factor: &mut TableFactor) -> Result<Option<Vec<String>>, LakeSqlError> {
+/// Which of this module's functions a name means, if one.
+fn function_of(name: &ObjectName) -> Option<&'static str> {
+    let [name] = folded(name).ok()?.try_into().ok()?;
+    [HISTORY, CHANGES].into_iter().find(|function| *function == name)
+}
+
+fn is_ours(name: &ObjectName) -> bool {
+    function_of(name).is_some()
+}
+
+/// Puts a plain table in the place of `history('t')` or `changes('t', 3, 5)`, and gives what it refers to.
+fn take_function(factor: &mut TableFactor) -> Result<Option<Reference>, LakeSqlError> {
     let written = factor.to_string();
     let TableFactor::Table { name, args, .. } = factor else { return Ok(None) };
     let Some(arguments) = args else { return Ok(None) };
-    let table = match arguments.args.as_slice() {
-        [FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value)))] if arguments.settings.is_none() => {
-            match &value.value {
-                Value::SingleQuotedString(table) => name_in_text(table),
-                _ => None,
-            }
-        }
-        _ => None,
+    let Some(function) = function_of(name) else { return Ok(None) };
+    let values = match arguments.settings {
+        None => arguments.args.iter().map(literal).collect::<Option<Vec<_>>>().unwrap_or_default(),
+        Some(_) => Vec::new(),
     };
-    let Some(mut parts) = table else { return Err(LakeSqlError::HistoryOfWhat { written }) };
-    if let Some(last) = parts.last_mut() {
-        last.push_str("_history");
-    }
+    let reference = match function {
+        HISTORY => history_of(&values).ok_or(LakeSqlError::HistoryOfWhat { written })?,
+        _ => changes_of(&values).ok_or(LakeSqlError::ChangesOfWhat { written })?,
+    };
     *args = None;
     // Two parts: no WITH query answers to it until it gets its final name.
-    let parts_of_none = ["", HISTORY].map(|part| ObjectNamePart::Identifier(Ident::with_quote('"', part)));
+    let parts_of_none = ["", function].map(|part| ObjectNamePart::Identifier(Ident::with_quote('"', part)));
     *name = ObjectName(parts_of_none.into());
-    Ok(Some(parts))
+    Ok(Some(reference))
+}
+
+fn literal(argument: &FunctionArg) -> Option<&Value> {
+    match argument {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) => Some(&value.value),
+        _ => None,
+    }
+}
+
+fn history_of(arguments: &[&Value]) -> Option<Reference> {
+    let [Value::SingleQuotedString(table)] = arguments else { return None };
+    let mut name = name_in_text(table)?;
+    name.last_mut()?.push_str("_history");
+    Some(Reference { name, version: Version::Newest, is_history: true })
+}
+
+fn changes_of(arguments: &[&Value]) -> Option<Reference> {
+    let [Value::SingleQuotedString(table), Value::Number(from, _), Value::Number(to, _)] = arguments else {
+        return None;
+    };
+    let (from, to) = (from.parse().ok()?, to.parse().ok()?);
+    let name = name_in_text(table)?;
+    (from <= to).then_some(Reference { name, version: Version::Changes { from, to }, is_history: false })
 }
 
 /// A table's name as it stands in a text: `orders`, `shop.public."Orders"`.
@@ -451,7 +484,13 @@ mod tests {
             "SELECT * FROM history(t)",
             "SELECT * FROM history('t; drop')",
             "SELECT * FROM history()",
-            "SELECT * FROM changes('t', 1, 2)",
+            "SELECT * FROM changes('t', 1, 2) VERSION AS OF 3",
+            "SELECT * FROM changes('t', 2, 1)",
+            "SELECT * FROM changes('t', 1)",
+            "SELECT * FROM changes('t', '1', 2)",
+            "SELECT * FROM changes('t', -1, 2)",
+            "SELECT * FROM changes(t, 1, 2)",
+            "SELECT * FROM changes('t', 1, 2, 3)",
             "SELECT * FROM generate_series(1, 2) VERSION AS OF 12",
             "TABLE t VERSION AS OF 12",
             "TABLE t",
@@ -476,6 +515,16 @@ mod tests {
                 .ends_with(r#"FROM "shop"."public"."T_history" h, "shop"."public"."t_history", t_history"#),
             "{statement}"
         );
+    }
+
+    #[test]
+    fn changes_are_a_reference_to_the_table_with_a_range() {
+        let mut statement =
+            parse("WITH t AS (SELECT 1) SELECT * FROM changes('t', 3, 5) c, Changes('s.t', 0, 0)");
+        let found = collect(&mut statement).unwrap();
+        let found: Vec<_> = found.into_iter().map(|found| (found.name.join("."), found.version)).collect();
+        let range = |from, to| Version::Changes { from, to };
+        assert_eq!(found, [("t".to_owned(), range(3, 5)), ("s.t".to_owned(), range(0, 0))]);
     }
 
     #[test]

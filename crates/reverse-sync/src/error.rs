@@ -8,28 +8,17 @@ pub type Result<T> = std::result::Result<T, ReverseSyncError>;
 /// Why a table, a version or a range of versions could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReverseSyncError {
-    /// The address is neither a path nor a URL of a supported store.
-    #[error("`{uri}` is no lake address; write a local path or `s3://bucket/prefix`")]
-    UnsupportedUri {
-        /// the address, without user and password
-        uri: String,
-    },
-    /// An option that the store does not know.
-    #[error("the store of `{uri}` has no option `{option}`; see `lake.options`")]
-    UnknownOption {
-        /// the address
-        uri: String,
-        /// the option's key, never its value
-        option: String,
-    },
-    /// A local folder cannot be opened.
-    #[error("the folder `{uri}` cannot be opened; create it, or correct the address")]
+    /// The place cannot be opened.
+    #[error(transparent)]
+    Location(#[from] object_location::LocationError),
+    /// A folder has a name that no object can have.
+    #[error("the folder {} cannot be addressed; give it another name", folder.display())]
     Folder {
-        /// the path as configured
-        uri: String,
-        /// what the file system said
+        /// the folder
+        folder: std::path::PathBuf,
+        /// what is wrong with it
         #[source]
-        source: std::io::Error,
+        source: object_store::path::Error,
     },
     /// The object store answered with an error.
     #[error("reading `{at}` from the object store failed")]

@@ -168,7 +168,13 @@ impl SourceSync {
         };
         let (keyed, inserts_only) = (published(keyed)?, published(inserts_only)?);
         death_point!("publications-before-change");
-        postgres_connector::ensure_publications(&mut client, &names, &keyed, &inserts_only).await?;
+        let ensured =
+            postgres_connector::ensure_publications(&mut client, &names, &keyed, &inserts_only).await;
+        ensured.map_err(|error| match error {
+            // A table or a column of the plan is called otherwise by now.
+            error if error.is_unknown_name() => SyncError::TablesChanged,
+            error => error.into(),
+        })?;
         death_point!("publications-after-change");
 
         self.ensure_event_trigger(&client).await;
