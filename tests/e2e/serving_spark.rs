@@ -55,9 +55,9 @@ impl Gold {
         let sql = "SELECT version FROM tidewater.served_tables WHERE table_name = $1";
         let version: i64 = self.client.query_one(sql, &[&name]).await.unwrap().get(0);
         let lake = LakeTable::at(&self.site.table(table)).version(version.unsigned_abs());
-        let newest = self.reader.versions(Engine::DeltaRs, &lake).await.into_iter().max();
+        let newest = self.reader.versions(Engine::Spark, &lake).await.into_iter().max();
         assert_eq!(newest, Some(version.unsigned_abs()));
-        let expected = self.reader.columns(Engine::Spark, &lake, &COLUMNS).await;
+        let mut expected = self.reader.columns(Engine::Spark, &lake, &COLUMNS).await;
         let request = json!({"op": "source_rows", "dsn": self.postgres.url("app"), "schema": "serving", "table": name, "columns": COLUMNS});
         let served = self.reader.ask(request).await;
         let mut served: Vec<Vec<Option<String>>> = served["rows"]
@@ -66,7 +66,6 @@ impl Gold {
             .iter()
             .map(|row| row.as_array().unwrap().iter().map(|cell| cell.as_str().map(str::to_owned)).collect())
             .collect();
-        let mut expected = expected;
         expected.sort();
         served.sort();
         assert_eq!(served, expected, "version {version}");

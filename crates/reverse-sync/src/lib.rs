@@ -3,9 +3,10 @@
 //! ```text
 //!   TableSource ──snapshot(v)──────────▶ the rows of a version
 //!              └──row_changes(a, b)────▶ what became of them between two versions
+//!   serve::Target ◀─ rows, net changes ── a table in Postgres that holds one version, and says which
 //! ```
 //!
-//! Both come as Arrow batches under the names and types of one version's schema. The invariant that
+//! Rows and changes come as Arrow batches under the names and types of one version's schema. The invariant that
 //! everything here rests on: the rows of `a` with the changes from `a` to `b` applied are the rows of `b`.
 
 mod crash_point;
