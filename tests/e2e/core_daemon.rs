@@ -56,7 +56,8 @@ async fn a_sort_that_spills_works_although_postgres_cannot_walk_to_the_site() {
     let site = Site::with_core("");
     let daemon = site.start().await;
     let client = connect(&site.branch_url("main").await).await;
-    let sql = "SELECT count(*) FROM (SELECT md5(n::text) AS v FROM generate_series(1, 200000) n ORDER BY v) sorted";
+    let sql =
+        "SELECT count(*) FROM (SELECT md5(n::text) AS v FROM generate_series(1, 200000) n ORDER BY v) sorted";
     client.batch_execute("SET work_mem = '64kB'").await.unwrap();
     assert_eq!(client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 200_000);
     daemon.stop().await;
