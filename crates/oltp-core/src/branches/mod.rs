@@ -274,7 +274,12 @@ impl Branches {
         let (base, until) = self.newest(branch).await?;
         let target = match (&base.head.kind, base.head.end_lsn) {
             (ManifestKind::CleanShutdown, Some(end)) if end == until => RecoveryTarget::None,
-            (ManifestKind::Branched { target }, _) => *target,
+            // Never started, or started and without a cut yet: then its WAL goes on beyond its own beginning.
+            (ManifestKind::Branched { target }, _)
+                if base.body.wal.last().and_then(|span| span.to) == Some(until) =>
+            {
+                *target
+            }
             _ => RecoveryTarget::Lsn(until),
         };
         Ok(Beginning { base, until, target })

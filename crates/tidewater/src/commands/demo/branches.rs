@@ -20,7 +20,7 @@ use wal_decoder::Lsn;
 /// For the lake to be what the restored database is.
 const MENDED_LIMIT: Duration = Duration::from_secs(120);
 
-const ITEMS: &str = "SELECT count(*) FROM order_items";
+const ITEMS: &str = "SELECT count(*) FROM public.order_items";
 
 /// Branch, restore, sleep and wake.
 pub(super) async fn show(
@@ -42,7 +42,7 @@ pub(super) async fn show(
         let text: String = row.and_then(|row| row.try_get(0)).map_err(DemoError::Statement)?;
         text.parse().map_err(DemoError::Position)?
     };
-    client.batch_execute("DELETE FROM order_items").await.map_err(DemoError::Statement)?;
+    client.batch_execute("DELETE FROM public.order_items").await.map_err(DemoError::Statement)?;
     narrator.entry("a mistake", "DELETE FROM order_items, and no WHERE")?;
     let emptied = |report: &StatusReport| items_are(report, 0);
     stage.until("mistake in the lake", MENDED_LIMIT, emptied).await?;
@@ -87,7 +87,7 @@ async fn spoil_a_branch(
     let experiment = BranchName::new("experiment").map_err(failed)?;
     let began = Instant::now();
     core.branches().create(project, main, experiment.clone(), Point::Now, None).await.map_err(failed)?;
-    narrator.entry("shop@experiment", &format!("made in {}", seconds(began.elapsed())))?;
+    narrator.entry("a branch", &format!("shop@experiment, made in {}", seconds(began.elapsed())))?;
     let status = {
         let head = core.pages().find_branch(project, &experiment).await.map_err(failed)?;
         match head {
@@ -97,7 +97,7 @@ async fn spoil_a_branch(
     };
     let source = crate::built_in::superuser(core.pages(), &status).await?;
     let branch = postgres_connector::connect(&source).await.map_err(DemoError::from)?;
-    branch.batch_execute("DELETE FROM order_items").await.map_err(DemoError::Statement)?;
+    branch.batch_execute("DELETE FROM public.order_items").await.map_err(DemoError::Statement)?;
     let (there, here) = (number(&branch, ITEMS).await?, number(client, ITEMS).await?);
     narrator
         .entry("order_items", &format!("{there} rows there after a DELETE, {} in shop", grouped(here)))?;
