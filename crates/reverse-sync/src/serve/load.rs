@@ -15,7 +15,7 @@ use super::copy_in::{RowStream, copy_all};
 use super::definition::Layout;
 use super::error::ServeError;
 use super::kept_out::{KeptOut, KeptOutRow};
-use super::record::{LISTED_DUPLICATES, Record, Version};
+use super::record::{LISTED_DUPLICATES, ONE_MAKER, Record, Version};
 use super::target::Target;
 use postgres_connector::{quote_identifier, quote_literal};
 
@@ -108,7 +108,8 @@ impl Target {
         if self.count("looking for the served table's schema", &sql).await? > 0 {
             return Ok(());
         }
-        let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", quote_identifier(schema));
+        let sql =
+            format!("BEGIN; {ONE_MAKER}; CREATE SCHEMA IF NOT EXISTS {}; COMMIT", quote_identifier(schema));
         self.run("making the served table's schema", &sql).await
     }
 

@@ -29,6 +29,10 @@ const TABLES: &str = "CREATE TABLE IF NOT EXISTS tidewater.served_tables (
     PRIMARY KEY (schema_name, table_name, key),
     FOREIGN KEY (schema_name, table_name) REFERENCES tidewater.served_tables ON DELETE CASCADE);";
 
+/// `IF NOT EXISTS` does not keep two sessions from making the same at one time: the second one waits. The number is
+/// "tidewate" in ASCII.
+pub(super) const ONE_MAKER: &str = "SELECT pg_catalog.pg_advisory_xact_lock(8388346167911609445)";
+
 /// Superusers and owners pass every GRANT; a statement of theirs is stopped here, unless they say that they mean it. The
 /// owner's role is asked for as well, so that nobody else gets through by saying so.
 const GUARD: &str = "CREATE OR REPLACE FUNCTION tidewater.refuse_writes() RETURNS trigger LANGUAGE plpgsql
@@ -84,7 +88,8 @@ pub(super) async fn ensure_tables(client: &Client) -> Result<(), ServeError> {
     if row.try_get::<_, bool>(0).map_err(|source| client.error(doing, source))? {
         return Ok(());
     }
-    let sql = format!("BEGIN; CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}; {TABLES} {GUARD} COMMIT");
+    let sql =
+        format!("BEGIN; {ONE_MAKER}; CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}; {TABLES} {GUARD} COMMIT");
     let made = client.batch_execute(&sql).await;
     made.map_err(|source| {
         client.error("making the schema tidewater (needs CREATE on the database)", source)
