@@ -43,20 +43,30 @@ pub struct Databases {
 /// Starts every `core` database, and says how each database of the configuration is reached.
 pub async fn start_all(config: &Config, file: &Path) -> Result<Databases, DaemonError> {
     let mut databases = Databases::default();
-    for (name, database) in &config.databases {
-        let source = match database {
-            Database::Url(database) => database.source_config().map_err(|error| source_error(name, error))?,
-            Database::Core(database) if is_ordinary(config, name) => {
-                databases.start_ordinary(config, name, database).await?
-            }
-            Database::Core(database) => databases.start(config, file, name, database).await?,
-        };
-        databases.sources.insert(name.clone(), source);
+    let started = databases.start_each(config, file).await;
+    if let (Err(_), Some(core)) = (&started, &databases.core) {
+        stop_unless_needed(core).await;
     }
-    Ok(databases)
+    started.map(|()| databases)
 }
 
 impl Databases {
+    async fn start_each(&mut self, config: &Config, file: &Path) -> Result<(), DaemonError> {
+        for (name, database) in &config.databases {
+            let source = match database {
+                Database::Url(database) => {
+                    database.source_config().map_err(|error| source_error(name, error))?
+                }
+                Database::Core(database) if is_ordinary(config, name) => {
+                    self.start_ordinary(config, name, database).await?
+                }
+                Database::Core(database) => self.start(config, file, name, database).await?,
+            };
+            self.sources.insert(name.clone(), source);
+        }
+        Ok(())
+    }
+
     async fn start(
         &mut self,
         config: &Config,
@@ -117,15 +127,23 @@ async fn start_core(config: &Config, file: &Path) -> Result<BuiltIn, DaemonError
         gateway.stop().await?;
     }
     if let Err(error) = gateway.ensure().await {
-        if let Some(keeper) = core.keeper()
-            && core.computes().list().await.is_ok_and(|running| running.is_empty())
-        {
-            // Nobody has use for it.
-            keeper.stop().await?;
-        }
+        stop_unless_needed(&core).await;
         return Err(error.into());
     }
     Ok(core)
+}
+
+/// After a start that failed: keeper and gateway go again, unless a compute of an earlier daemon needs them.
+async fn stop_unless_needed(core: &BuiltIn) {
+    if !core.computes().list().await.is_ok_and(|running| running.is_empty()) {
+        return;
+    }
+    for process in std::iter::once(core.gateway()).chain(core.keeper()) {
+        if let Err(error) = process.stop().await {
+            let error = super::error_chain(&error);
+            tracing::warn!(%error, "a process of the core is left running");
+        }
+    }
 }
 
 fn storage_folder(config: &Config) -> PathBuf {
