@@ -74,7 +74,7 @@ pub(super) async fn serve(
     let fresh = looked_up(client, lake, ada).await?;
     narrator.entry(
         "a new order",
-        &format!("{fresh}, {} after the next computation", super::tour::seconds(computed.elapsed())),
+        &format!("{fresh}, {} after that", super::tour::seconds(computed.elapsed())),
     )?;
     narrator.line(&time_lookups(client).await?)?;
     Ok(())
