@@ -72,10 +72,8 @@ pub(super) async fn serve(
     let computed = Instant::now();
     served(stage, version).await?;
     let fresh = looked_up(client, lake, ada).await?;
-    narrator.entry(
-        "a new order",
-        &format!("{fresh}, {} after that", super::tour::seconds(computed.elapsed())),
-    )?;
+    narrator
+        .entry("a new order", &format!("{fresh}, {} after that", super::tour::seconds(computed.elapsed())))?;
     narrator.line(&time_lookups(client).await?)?;
     Ok(())
 }
