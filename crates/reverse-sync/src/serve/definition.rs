@@ -8,10 +8,6 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Makes one transaction at a time make schemas, for `IF NOT EXISTS` fails where another is making the same: several
-/// tables begin to be served at once. The number spells `tidewate`.
-pub(super) const MAKING_SCHEMAS: &str = "SELECT pg_advisory_xact_lock(8388346167911609445)";
-
 /// The schema of everything that Tidewater keeps in a target for itself.
 pub(super) const OWN_SCHEMA: &str = "tidewater";
 

@@ -12,10 +12,10 @@
 
 use super::apply::{DELETING, INSERTING, UPDATING};
 use super::copy_in::{RowStream, copy_all};
-use super::definition::{Layout, MAKING_SCHEMAS};
+use super::definition::Layout;
 use super::error::ServeError;
 use super::kept_out::{KeptOut, KeptOutRow};
-use super::record::{LISTED_DUPLICATES, Record, Version};
+use super::record::{self, LISTED_DUPLICATES, Record, Version};
 use super::target::Target;
 use postgres_connector::{quote_identifier, quote_literal};
 
@@ -108,9 +108,8 @@ impl Target {
         if self.count("looking for the served table's schema", &sql).await? > 0 {
             return Ok(());
         }
-        let schema = quote_identifier(schema);
-        let sql = format!("{MAKING_SCHEMAS}; CREATE SCHEMA IF NOT EXISTS {schema}");
-        self.run("making the served table's schema", &sql).await
+        let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", quote_identifier(schema));
+        record::make_alone(&self.client, "making the served table's schema", &sql).await
     }
 
     async fn create_load(&self, layout: &Layout, load: &str) -> Result<(), ServeError> {

@@ -7,7 +7,7 @@
 //! change of such a key cannot be applied by itself: the table is then compared as a whole.
 
 use super::column::ServedColumn;
-use super::definition::{Layout, MAKING_SCHEMAS, OWN_SCHEMA, ServedDefinition};
+use super::definition::{Layout, OWN_SCHEMA, ServedDefinition};
 use super::error::ServeError;
 use super::kept_out::KeptOut;
 use super::target::Target;
@@ -75,6 +75,9 @@ pub struct Version {
     pub number: u64,
 }
 
+/// Spells `tidewate`.
+const MAKERS_LOCK: i64 = 8_388_346_167_911_609_445;
+
 /// Makes what Tidewater keeps for itself, unless it is there.
 pub(super) async fn ensure_tables(client: &Client) -> Result<(), ServeError> {
     let doing = "looking for the schema tidewater";
@@ -84,13 +87,25 @@ pub(super) async fn ensure_tables(client: &Client) -> Result<(), ServeError> {
     if row.try_get::<_, bool>(0).map_err(|source| client.error(doing, source))? {
         return Ok(());
     }
-    let sql =
-        format!("BEGIN; {MAKING_SCHEMAS}; CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}; {TABLES} {GUARD} COMMIT");
-    let made = client.batch_execute(&sql).await;
-    made.map_err(|source| {
-        client.error("making the schema tidewater (needs CREATE on the database)", source)
-    })?;
-    Ok(())
+    let sql = format!("BEGIN; CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}; {TABLES} {GUARD} COMMIT");
+    make_alone(client, "making the schema tidewater (needs CREATE on the database)", &sql).await
+}
+
+/// Makes what several tables need, one session at a time: `IF NOT EXISTS` fails where another session is making the same.
+///
+/// The lock is taken in a transaction of its own. One that waits for it inside of its transaction goes on with the
+/// catalog as it was before, and fails all the same (seen on PostgreSQL 18).
+pub(super) async fn make_alone(client: &Client, doing: &'static str, sql: &str) -> Result<(), ServeError> {
+    let failed = |source| client.error(doing, source);
+    let lock = |act: &str| format!("SELECT pg_catalog.pg_advisory_{act}({MAKERS_LOCK})");
+    client.batch_execute(&lock("lock")).await.map_err(failed)?;
+    let made = client.batch_execute(sql).await;
+    if made.is_err() {
+        // What failed may have left a transaction open, which takes no other statement.
+        client.batch_execute("ROLLBACK").await.map_err(failed)?;
+    }
+    client.batch_execute(&lock("unlock")).await.map_err(failed)?;
+    Ok(made.map_err(failed)?)
 }
 
 impl Record {
