@@ -69,7 +69,7 @@ bench: bench-setup ## speed beside its peers, at most a quarter of an hour; writ
 	$(PYTHON) bench/run.py --report bench/REPORT.md
 
 .PHONY: bench-full
-bench-full: bench-setup ## the same with larger tables, most of an hour
+bench-full: bench-setup ## the same with larger tables, two hours
 	$(PYTHON) bench/run.py --full --report bench/REPORT.md
 
 .PHONY: bench-setup

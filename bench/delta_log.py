@@ -40,6 +40,16 @@ class Version:
         """Whether it holds changes of the stream."""
         return any(info.get("tidewater") == "STREAM" for info in self._of("commitInfo"))
 
+    @property
+    def is_compaction(self) -> bool:
+        """Whether it holds the same rows in other files."""
+        return any(info.get("operation") == "OPTIMIZE" for info in self._of("commitInfo"))
+
+    @property
+    def files_more(self) -> int:
+        """By how many live data files it has more than the version before."""
+        return len(self._of("add")) - len(self._of("remove"))
+
     @cached_property
     def rewritten(self) -> list[str]:
         """Data files that were removed, other than to come back in the same commit with a deletion vector."""

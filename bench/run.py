@@ -30,6 +30,7 @@ import one_transaction
 import report
 import serving
 import stream
+import upkeep
 import upserts
 from measurement import Incomplete, Section
 from postgres import Postgres
@@ -56,6 +57,7 @@ class Sizes:
     commits: tuple[int, int]
     transaction: int
     life: tuple[int, int]
+    upkeep_seconds: int
     served: int
     served_seconds: int
 
@@ -78,6 +80,8 @@ class Sizes:
             (early, max(early * 3, int(late * factor))),
             rows(self.transaction),
             (self.life[0], max(self.life[0] * 2, int(self.life[1] * factor))),
+            # Shorter, and there is nothing to compact.
+            max(45, int(self.upkeep_seconds * factor)),
             # One version changes 100,000 rows, most of them there already.
             max(200_000, rows(self.served)),
             max(5, int(self.served_seconds * factor)),
@@ -96,6 +100,7 @@ QUICK = Sizes(
     commits=(20, 2_000),
     transaction=1_000_000,
     life=(100, 3_000),
+    upkeep_seconds=60,
     served=2_000_000,
     served_seconds=30,
 )
@@ -111,6 +116,7 @@ FULL = Sizes(
     commits=(20, 10_000),
     transaction=10_000_000,
     life=(100, 30_000),
+    upkeep_seconds=3_600,
     served=10_000_000,
     served_seconds=60,
 )
@@ -135,6 +141,9 @@ def measurements(sizes: Sizes) -> dict[str, Measure]:
         ),
         "transaction": lambda binary, postgres, place: one_transaction.measure(
             binary, postgres, place, sizes.transaction
+        ),
+        "upkeep": lambda binary, postgres, place: upkeep.measure(
+            binary, postgres, place, sizes.freshness_table, sizes.upkeep_seconds
         ),
         "serving": lambda binary, postgres, place: serving.measure(
             binary, postgres, place, sizes.served, sizes.served_seconds
@@ -200,7 +209,7 @@ def _measure_one(
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures Tidewater beside its peers.")
-    parser.add_argument("--full", action="store_true", help="larger tables, longer streams; most of an hour")
+    parser.add_argument("--full", action="store_true", help="larger tables, longer streams; two hours")
     parser.add_argument("--scale", type=float, default=1.0, help="a factor for all sizes, to try the suite itself")
     parser.add_argument("--only", nargs="+", choices=list(measurements(QUICK)), help="only these measurements")
     parser.add_argument("--tidewater", type=Path, default=BINARY, help="the release build to measure")
