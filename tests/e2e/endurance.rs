@@ -111,7 +111,8 @@ fn metric(metrics: &str, name: &str) -> Option<f64> {
 #[tokio::test]
 async fn while_the_lake_is_away_memory_is_bounded_the_lag_is_told_and_nothing_is_lost() {
     let away = lasting(15);
-    let postgres = Postgres::start().await;
+    // A long run is to fill the slot with changes, not the disk with images of their pages.
+    let postgres = Postgres::start_with(&[("full_page_writes", "off")]).await;
     let client = postgres.create_database("shop").await;
     Shop::create(&client).await;
     Shop::create_big(&client, 100_000).await;
