@@ -3,7 +3,7 @@
 //! What `ALTER TABLE` or `TRUNCATE` writes anew is invisible to every older snapshot (PostgreSQL's manual, "Caveats" of
 //! MVCC), and a statement finds tables and columns by the names they have when it runs, not by those of its snapshot.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidewater_e2e::{Daemon, Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal};
 use tokio_postgres::Client;
@@ -33,11 +33,14 @@ async fn loading(tables: &str) -> Loading {
 
 /// Waits until a snapshot is exported.
 async fn wait_snapshot(client: &Client) {
-    let exported =
-        "SELECT count(*) FROM pg_replication_slots WHERE temporary AND confirmed_flush_lsn IS NOT NULL";
-    let deadline = std::time::Instant::now() + SOON;
-    while client.query_one(exported, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-        assert!(std::time::Instant::now() < deadline, "no snapshot is exported");
+    wait_rows(client, "SELECT 1 FROM pg_replication_slots WHERE temporary AND confirmed_flush_lsn IS NOT NULL").await;
+}
+
+/// Waits until a query finds something.
+async fn wait_rows(client: &Client, sql: &str) {
+    let deadline = Instant::now() + SOON;
+    while client.query(sql, &[]).await.unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "no row of {sql}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -148,4 +151,67 @@ async fn partitions_that_come_and_go_while_their_table_is_loaded_bring_and_take_
         loading.client.batch_execute(sql).await.unwrap();
     }
     loading.assert_whole(&[("came", "came"), ("went", "went")]).await;
+}
+
+#[tokio::test]
+async fn a_table_rewritten_while_it_is_compared_is_mended_and_verified_as_it_is() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    client
+        .batch_execute(
+            "CREATE TABLE mended (id int PRIMARY KEY, v text);
+             CREATE TABLE verified (id int PRIMARY KEY, v text);
+             INSERT INTO mended SELECT n, 'old' FROM generate_series(1, 100) n;
+             INSERT INTO verified SELECT n, 'old' FROM generate_series(1, 100) n",
+        )
+        .await
+        .unwrap();
+    let site = Site::of_shop(&postgres.url("shop"));
+    let points = "snapshot-after-export=1*off->1*sleep(2500);verify-before-comparison=1*sleep(2500)";
+    let mut daemon = site.spawn_armed(points);
+    daemon.wait_streaming(SOON).await;
+    site.succeeds(&["resync", "public.mended"]).await;
+    wait_snapshot(&client).await;
+    for sql in [
+        "UPDATE mended SET v = 'before' WHERE id = 1",
+        "TRUNCATE mended",
+        "INSERT INTO mended SELECT n, 'after' FROM generate_series(1, 20) n",
+    ] {
+        client.batch_execute(sql).await.unwrap();
+    }
+    wait_all_follow(&mut daemon).await;
+
+    let changes = async {
+        wait_rows(&client, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%SET TRANSACTION SNAPSHOT%SAVEPOINT%'")
+            .await;
+        client.batch_execute("TRUNCATE verified; INSERT INTO verified VALUES (1, 'after')").await.unwrap();
+    };
+    let (verified, ()) = tokio::join!(site.command(&["verify", "public.verified"]), changes);
+    assert_eq!(verified.code, Some(0), "{}\n{}", verified.stdout, verified.stderr);
+    let loading = Loading { postgres, client, site, daemon };
+    loading.assert_whole(&[("mended", "mended"), ("verified", "verified")]).await;
+}
+
+#[tokio::test]
+async fn a_table_that_somebody_keeps_locked_is_loaded_later_and_the_others_meanwhile() {
+    let mut loading = loading(
+        "CREATE TABLE locked (id int PRIMARY KEY, v text);
+         CREATE TABLE free (id int PRIMARY KEY, v text);
+         INSERT INTO locked SELECT n, 'old' FROM generate_series(1, 100) n;
+         INSERT INTO free SELECT n, 'old' FROM generate_series(1, 100) n",
+    )
+    .await;
+    loading.client.batch_execute("BEGIN; LOCK TABLE locked; UPDATE locked SET v = 'new'").await.unwrap();
+    let state = |status: &serde_json::Value, table: &str| {
+        let tables = status["tables"].as_array().unwrap();
+        let shown = tables.iter().find(|shown| shown["table"] == table);
+        shown.map(|shown| shown["state"].as_str().unwrap().to_owned())
+    };
+    let status = loading
+        .daemon
+        .wait_status(SOON, |status| state(status, "public.free").as_deref() == Some("streaming"))
+        .await;
+    assert_eq!(state(&status, "public.locked").as_deref(), Some("loading"), "{status}");
+    loading.client.batch_execute("COMMIT").await.unwrap();
+    loading.assert_whole(&[("locked", "locked"), ("free", "free")]).await;
 }
