@@ -3,11 +3,13 @@
 //! What a history has to show for it is exact: each change of the time before and after, once, in columns that the
 //! rows of both times share.
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tidewater_e2e::{Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal, operations, property};
+use tidewater_e2e::{Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal, last_txn, operations, property};
 
 use crate::followed::{Followed, ORDERS, SOON, followed_as, followed_by_its_owner, rows_of};
 use crate::replayed::{assert_replays, configuration, history_of, recorded};
@@ -82,32 +84,43 @@ async fn a_history_follows_columns_without_the_event_trigger_too() {
     assert_eq!(beginnings(&site), 1, "{:?}", operations(&history_folder(&site)));
 }
 
+/// Whoever comes first to the store dies behind its put; or waits before it, and the other one dies.
+const BETWEEN_COMMITS: [&str; 2] =
+    ["commit-after-put=return(die)", "commit-before-put=1*sleep(1500);commit-after-put=return(die)"];
+
 #[tokio::test]
 async fn a_crash_between_the_commits_of_mirror_and_history_leaves_both_in_one_shape() {
     let mut followed = followed_as(ORDERS, in_mode("both")).await;
     followed.wait_caught_up().await;
     let Followed { postgres, client, site, mut daemon } = followed;
-    for round in 0..4 {
+    let mirror = site.table("shop/public/orders");
+    // Which of the two comes first is up to the machine: until each was ahead of the other.
+    let (mut ahead, mut rounds) = (BTreeSet::new(), 0);
+    while ahead.len() < 2 {
+        assert!(rounds < 16, "a crash never left one of them ahead: {ahead:?}");
         daemon.stop().await;
         client
             .batch_execute(&format!(
-                "ALTER TABLE orders ADD COLUMN c{round} int DEFAULT {round};
-                 UPDATE orders SET c{round} = 100 WHERE id <= 3;
-                 ALTER TABLE orders RENAME COLUMN c{round} TO d{round};
+                "ALTER TABLE orders ADD COLUMN c{rounds} int DEFAULT {rounds};
+                 UPDATE orders SET c{rounds} = 100 WHERE id <= 3;
+                 ALTER TABLE orders RENAME COLUMN c{rounds} TO d{rounds};
                  INSERT INTO orders (id) VALUES ({})",
-                200 + round
+                200 + rounds
             ))
             .await
             .unwrap();
-        // The first of the two, or the second: which is the mirror's is up to the machine.
-        let armed = ["commit-after-put=return(die)", "commit-after-put=1*off->return(die)"];
-        daemon = site.spawn_armed(armed[round % 2]);
+        daemon = site.spawn_armed(BETWEEN_COMMITS[rounds % 2]);
         daemon.ended(SOON).await;
+        match last_txn(&mirror).cmp(&last_txn(&history_folder(&site))) {
+            Ordering::Equal => {}
+            order => drop(ahead.insert(order)),
+        }
         daemon = site.start().await;
         daemon.wait_streaming(SOON).await;
+        rounds += 1;
     }
     let followed = Followed { postgres, client, site, daemon };
-    let (_postgres, site) = assert_recorded(followed, 99 + 4 * (2 * 3 + 1)).await;
+    let (_postgres, site) = assert_recorded(followed, 99 + rounds * (2 * 3 + 1)).await;
     assert_eq!(beginnings(&site), 1, "{:?}", operations(&history_folder(&site)));
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "the whole binary is tests")]
 
+mod changed_while_loaded;
 mod consistent_points;
 mod core_daemon;
 mod crashes;

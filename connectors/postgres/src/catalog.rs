@@ -285,6 +285,20 @@ pub(crate) async fn list_chosen(
     Ok(listing)
 }
 
+/// Begins a query with `tree`: each of the tables `roots`, an expression, with all its partitions, and the way there from
+/// the root, which is not on it itself.
+///
+/// Not by `pg_partition_tree()`: that tells of the present, also inside a snapshot that shows the catalog as it was.
+pub(crate) fn trees(roots: &str) -> String {
+    format!(
+        "WITH RECURSIVE tree(root, relid, way) AS ( \
+           SELECT o.oid, o.oid, '{{}}'::oid[] FROM unnest({roots}::oid[]) o(oid) \
+           UNION ALL SELECT t.root, i.inhrelid, t.way || i.inhrelid FROM tree t \
+             JOIN pg_class p ON p.oid = t.relid AND p.relkind = 'p' \
+             JOIN pg_inherits i ON i.inhparent = t.relid AND NOT i.inhdetachpending)"
+    )
+}
+
 /// Foreign tables, views and the like are read only to say why they are left out. What Tidewater keeps for itself is not
 /// for the lake. Temporary tables live in schemas of the
 /// system's.
@@ -370,7 +384,8 @@ async fn read_columns(
 async fn read_trees(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Relation>>> {
     let doing = "reading replica identities";
     // An index's key columns in index order; INCLUDEd ones are no part of the key, expressions have attnum 0.
-    let sql = "SELECT t.root, c.oid, c.oid::regclass::text, c.relkind::text, c.relpersistence::text, \
+    let sql = format!(
+        "{} SELECT t.root, c.oid, c.oid::regclass::text, c.relkind::text, c.relpersistence::text, \
                  c.relreplident::text, c.reltuples::int8, c.relpages::int8, \
                  i.indisprimary, i.indisreplident, \
                  i.indisvalid OR c.relkind = 'p', i.indimmediate, i.indisunique AND i.indpred IS NULL, \
@@ -379,13 +394,13 @@ async fn read_trees(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Re
                  ARRAY(SELECT coalesce(a.attname, '')::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, at) \
                        LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum \
                        WHERE k.at <= i.indnkeyatts ORDER BY k.at) \
-               FROM (SELECT o.root, p.relid FROM unnest($1::oid[]) AS o(root), \
-                       LATERAL (SELECT o.root::regclass AS relid UNION SELECT relid FROM pg_partition_tree(o.root)) p) t \
-               JOIN pg_class c ON c.oid = t.relid \
+               FROM tree t JOIN pg_class c ON c.oid = t.relid \
                LEFT JOIN pg_index i ON i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident) \
-               ORDER BY t.root, c.oid";
+               ORDER BY t.root, c.oid",
+        trees("$1")
+    );
     let mut trees: HashMap<u32, Vec<Relation>> = HashMap::new();
-    for row in client.query(sql, &[&oids]).await.map_err(|source| client.error(doing, source))? {
+    for row in client.query(&sql, &[&oids]).await.map_err(|source| client.error(doing, source))? {
         let root: u32 = row.try_get(0).map_err(|source| client.error(doing, source))?;
         let tree = trees.entry(root).or_default();
         Relation::read_into(tree, &row).map_err(|source| client.error(doing, source))?;

@@ -64,6 +64,11 @@ impl<'a> CopyOut<'a> {
         }
     }
 
+    /// The session, once the COPY is over.
+    pub(crate) fn session(&mut self) -> &mut WireSession {
+        self.session
+    }
+
     /// The next rows; `None` at the end, when the session can be used again.
     pub async fn next(&mut self) -> Result<Option<CopyChunk>> {
         loop {

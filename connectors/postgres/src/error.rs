@@ -7,6 +7,9 @@ use std::io;
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
 
+/// SQLSTATE: a lock was not to be had in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -280,6 +283,17 @@ pub enum Error {
         #[source]
         source: Box<ServerError>,
     },
+    /// The snapshot that is being read does not show this table's rows any more.
+    #[error(
+        "table {table} at {place} was rewritten, emptied, renamed or redefined since the snapshot was taken that is being \
+         read: another snapshot shows its rows"
+    )]
+    TableChanged {
+        /// Where.
+        place: String,
+        /// The table.
+        table: String,
+    },
     /// A statement was cancelled, by its own timeout or by someone.
     #[error("{doing} at {place} was cancelled")]
     Cancelled {
@@ -352,12 +366,25 @@ impl Error {
             | Error::NotReady { .. }
             | Error::NoneLeft { .. }
             | Error::SlotInUse { .. }
+            | Error::TableChanged { .. }
             | Error::Cancelled { .. } => true,
-            // 40: serialization failure and deadlock; 53: out of a resource; 55P03: a lock was not to be had in time.
+            // 40: serialization failure and deadlock; 53: out of a resource.
             Error::Server { source, .. } => {
-                source.code.starts_with("40") || source.code.starts_with("53") || source.code == "55P03"
+                source.code.starts_with("40")
+                    || source.code.starts_with("53")
+                    || source.code == LOCK_NOT_AVAILABLE
             }
             Error::Client { source, .. } => source.is_closed() || is_broken_connection(source),
+            _ => false,
+        }
+    }
+
+    /// Whether a table cannot be read in this snapshot, or not now, while the others can. A younger snapshot comes after
+    /// whatever is in its way: making one waits for every transaction that writes.
+    pub fn asks_for_another_snapshot(&self) -> bool {
+        match self {
+            Error::TableChanged { .. } => true,
+            Error::Server { source, .. } => source.code == LOCK_NOT_AVAILABLE,
             _ => false,
         }
     }

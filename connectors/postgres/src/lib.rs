@@ -50,7 +50,7 @@ pub use catalog::{
 };
 pub use cleanup::{RemovedObject, cleanup};
 pub use client::{Client, connect, server_version};
-pub use copy_out::{CopyChunk, CopyOut};
+pub use copy_out::CopyChunk;
 pub use error::{Error, Result, ServerError};
 pub use event_trigger::{AnnouncedColumn, AnnouncedColumns, ensure_event_trigger};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
@@ -64,7 +64,9 @@ pub use slot::{
     BlockingTransaction, SlotStatus, WalStatus, current_wal_lsn, drop_slot, list_slots, slot_name,
     system_identifier, transactions_blocking,
 };
-pub use snapshot::{CopyColumn, CtidRange, LeafTable, SnapshotSession, ctid_ranges, import_snapshot};
+pub use snapshot::{
+    CopyColumn, CtidRange, LeafTable, SnapshotCopy, SnapshotSession, ctid_ranges, import_snapshot,
+};
 pub use source_config::{Host, SourceConfig};
 pub use tls::{TlsMode, client_config as tls_client_config};
 pub use wire_session::CancelHandle;

@@ -8,17 +8,40 @@
 //! Every worker sees the same rows: those whose transactions ended at or below the consistent point. Pieces are ranges of
 //! a table's physical pages, so no piece needs an index and no row is in two. The last range has no end, because the file
 //! may have grown since it was measured and rows of the snapshot may lie there.
+//!
+//! **A snapshot alone is not enough.** What `ALTER TABLE` or `TRUNCATE` wrote anew since is invisible to it (PostgreSQL's
+//! manual, "Caveats" of MVCC), and a statement takes the names of tables and columns as they are when it begins. So each
+//! piece is read under a lock, and only if the table is then still what the snapshot shows:
+//!
+//! ```text
+//!   SELECT FROM ONLY t LIMIT 0     takes the lock; waits for LOCK_PATIENCE at most, and holds no other meanwhile
+//!   another session                same file, same name, same columns as in the snapshot?  no: Error::TableChanged
+//!   COPY                           nobody can rewrite or rename it now
+//!   ROLLBACK TO SAVEPOINT          gives the lock back: an ALTER TABLE waits for one piece, not for the whole load
+//! ```
 
-use crate::copy_out::CopyOut;
-use crate::error::Result;
-use crate::object_name::{quote_identifier, quote_literal, quote_qualified};
+mod leaf_table;
+
+use crate::client::{Client, connect};
+use crate::copy_out::{CopyChunk, CopyOut};
+use crate::error::{Error, Result};
+use crate::object_name::{quote_identifier, quote_literal};
 use crate::source_config::SourceConfig;
 use crate::wire::broken;
 use crate::wire_session::{Backend, WireSession};
+pub use leaf_table::LeafTable;
+use std::sync::Arc;
 
 /// Timeouts that would end a long COPY or the transaction around it. Which of them exist depends on the version.
 const LIFT_TIMEOUTS: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN \
     ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout', 'idle_session_timeout')";
+
+/// How long a table's lock is waited for. Whoever holds it for longer does not hold up the other tables.
+const LOCK_PATIENCE: &str = "SET lock_timeout = '5s'";
+
+/// What is locked after this savepoint is unlocked by going back to it, and an error after it ends no transaction.
+const BEFORE_LOCKS: &str = "SAVEPOINT before_locks";
+const UNLOCK: &str = "ROLLBACK TO SAVEPOINT before_locks";
 
 /// Built-in types whose cast to text is not what they print: `char(n)` loses its padding, `inet` gains a netmask,
 /// `boolean` becomes a word. From `pg_cast.dat`: bool, "char", name, xml, cidr, inet, bpchar.
@@ -55,19 +78,6 @@ pub fn ctid_ranges(pages: u64, per_range: u32) -> Vec<CtidRange> {
     ranges
 }
 
-/// A table that holds rows itself: an ordinary table, or a leaf of a partitioned one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeafTable {
-    /// Its schema.
-    pub schema: String,
-    /// Its name.
-    pub name: String,
-    /// Its size in pages, measured in the snapshot's session.
-    pub pages: u64,
-    /// Whether its rows can be addressed by page; otherwise only [`CtidRange::WHOLE`] is right.
-    pub is_heap: bool,
-}
-
 /// A column to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyColumn {
@@ -98,55 +108,84 @@ impl CopyColumn {
 /// A session that sees an exported snapshot until it ends.
 pub struct SnapshotSession {
     session: WireSession,
+    /// Sees everything as it is now.
+    present: Arc<Client>,
 }
 
-/// Opens a session inside an exported snapshot. The exporting session must still be there, without a command in between.
-pub async fn import_snapshot(config: &SourceConfig, snapshot: &str) -> Result<SnapshotSession> {
-    let mut session = WireSession::connect(config, Backend::Sql).await?;
+/// Opens sessions inside an exported snapshot. The exporting session must still be there, without a command in between.
+pub async fn import_snapshot(
+    config: &SourceConfig,
+    snapshot: &str,
+    sessions: usize,
+) -> Result<Vec<SnapshotSession>> {
     let doing = "importing a snapshot";
-    session.command(doing, LIFT_TIMEOUTS).await?;
-    // On its own: a query before it in the same message would be the transaction's first.
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+    let present = connect(config).await?;
+    present.batch_execute(LIFT_TIMEOUTS).await.map_err(|source| present.error(doing, source))?;
+    let present = Arc::new(present);
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; {BEFORE_LOCKS}",
         quote_literal(snapshot)
     );
-    session.command(doing, &sql).await?;
-    Ok(SnapshotSession { session })
+    let mut imported = Vec::with_capacity(sessions);
+    for _ in 0..sessions {
+        let mut session = WireSession::connect(config, Backend::Sql).await?;
+        session.command(doing, &format!("{LIFT_TIMEOUTS}; {LOCK_PATIENCE}")).await?;
+        // On its own: a query before it in the same message would be the transaction's first.
+        session.command(doing, &begin).await?;
+        imported.push(SnapshotSession { session, present: present.clone() });
+    }
+    Ok(imported)
 }
 
 impl SnapshotSession {
-    /// The tables that hold the rows of `oid`: itself, or the leaves of a partitioned table.
+    /// The tables that hold the rows of `oid`: itself, or the leaves of a partitioned table. [`Error::TableChanged`] if one
+    /// of them is gone.
     pub async fn leaf_tables(&mut self, oid: u32) -> Result<Vec<LeafTable>> {
-        let sql = format!(
-            "SELECT n.nspname::text, c.relname::text, \
-               (pg_relation_size(c.oid) / current_setting('block_size')::int8)::int8, \
-               coalesce(m.amname, 'heap') = 'heap' \
-             FROM (SELECT relid FROM pg_partition_tree({oid}::oid) WHERE isleaf UNION SELECT {oid}::oid) t \
-             JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r' \
-             JOIN pg_namespace n ON n.oid = c.relnamespace \
-             LEFT JOIN pg_am m ON m.oid = c.relam \
-             ORDER BY 3 DESC, 1, 2"
-        );
-        let rows = self.session.command("measuring a table", &sql).await?;
-        let leaf = |row: Vec<Option<String>>| match <[Option<String>; 4]>::try_from(row) {
-            Ok([Some(schema), Some(name), Some(pages), Some(is_heap)]) => {
-                let pages = pages.parse().ok()?;
-                Some(LeafTable { schema, name, pages, is_heap: is_heap == "t" })
+        let doing = "measuring a table";
+        self.session.command(doing, UNLOCK).await?;
+        let mut leaves = Vec::new();
+        for row in self.session.command(doing, &leaf_table::of_table(oid)).await? {
+            if leaf_table::is_gone(&row) {
+                return Err(self.changed(&format!("with oid {oid}")));
             }
-            _ => None,
-        };
-        let leaves: Option<Vec<LeafTable>> = rows.into_iter().map(leaf).collect();
-        leaves.ok_or_else(|| broken(&self.session.place, "a table's measures that cannot be read".to_owned()))
+            let leaf = LeafTable::read(row).ok_or_else(|| {
+                broken(&self.session.place, "a table's measures that cannot be read".to_owned())
+            });
+            leaves.push(leaf?);
+        }
+        Ok(leaves)
     }
 
-    /// The rows of one piece, as `COPY (FORMAT binary)` data.
+    /// The rows of one piece, as `COPY (FORMAT binary)` data. [`Error::TableChanged`] if the snapshot does not show them
+    /// any more, see the module's essay.
     pub async fn copy(
         &mut self,
         table: &LeafTable,
         columns: &[CopyColumn],
         range: CtidRange,
-    ) -> Result<CopyOut<'_>> {
-        CopyOut::begin(&mut self.session, "copying a table", &copy_statement(table, columns, range)).await
+    ) -> Result<SnapshotCopy<'_>> {
+        self.lock(table, columns).await?;
+        let statement = copy_statement(&table.quoted_name(), columns, range);
+        Ok(SnapshotCopy { rows: CopyOut::begin(&mut self.session, "copying a table", &statement).await? })
+    }
+
+    /// Locks a table and nothing else, and looks whether it is what the snapshot shows.
+    async fn lock(&mut self, table: &LeafTable, columns: &[CopyColumn]) -> Result<()> {
+        let doing = "locking a table to read it";
+        self.session.command(doing, UNLOCK).await?;
+        // LOCK TABLE would ask for the privilege to read every column.
+        let lock = format!("SELECT FROM ONLY {} LIMIT 0", table.quoted_name());
+        self.session.command(doing, &lock).await?;
+        let names = columns.iter().map(|column| column.name.as_str());
+        if table.is_still_so(&self.present, names).await? {
+            Ok(())
+        } else {
+            Err(self.changed(&format!("{}.{}", table.schema, table.name)))
+        }
+    }
+
+    fn changed(&self, table: &str) -> Error {
+        Error::TableChanged { place: self.session.place.name.clone(), table: table.to_owned() }
     }
 
     /// Ends the session in order: the server would log a connection that is merely dropped.
@@ -155,8 +194,26 @@ impl SnapshotSession {
     }
 }
 
+/// The rows of one piece, while they are read.
+///
+/// Dropped before its end, it leaves the session unusable.
+pub struct SnapshotCopy<'a> {
+    rows: CopyOut<'a>,
+}
+
+impl SnapshotCopy<'_> {
+    /// The next rows; `None` at the end, when the table is unlocked.
+    pub async fn next(&mut self) -> Result<Option<CopyChunk>> {
+        let chunk = self.rows.next().await?;
+        if chunk.is_none() {
+            self.rows.session().command("unlocking a table", UNLOCK).await?;
+        }
+        Ok(chunk)
+    }
+}
+
 /// Nothing but quoted names and the catalog's own: the session's `search_path` is empty.
-fn copy_statement(table: &LeafTable, columns: &[CopyColumn], range: CtidRange) -> String {
+fn copy_statement(table: &str, columns: &[CopyColumn], range: CtidRange) -> String {
     let list = columns.iter().map(CopyColumn::expression).collect::<Vec<_>>().join(", ");
     let mut bounds = Vec::new();
     if range.start > 0 {
@@ -167,15 +224,13 @@ fn copy_statement(table: &LeafTable, columns: &[CopyColumn], range: CtidRange) -
     }
     let bounds = if bounds.is_empty() { String::new() } else { format!(" WHERE {}", bounds.join(" AND ")) };
     // ONLY: the children of an inheritance parent are tables of their own.
-    format!(
-        "COPY (SELECT {list} FROM ONLY {}{bounds}) TO STDOUT (FORMAT binary)",
-        quote_qualified(&table.schema, &table.name)
-    )
+    format!("COPY (SELECT {list} FROM ONLY {table}{bounds}) TO STDOUT (FORMAT binary)")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object_name::quote_qualified;
     use proptest::prelude::*;
 
     #[test]
@@ -204,8 +259,7 @@ mod tests {
 
     #[test]
     fn a_statement_reads_one_piece_of_one_table_only() {
-        let table =
-            LeafTable { schema: "public".into(), name: "Odd \"one\"".into(), pages: 9, is_heap: true };
+        let table = quote_qualified("public", "Odd \"one\"");
         let column = |name: &str, type_oid, binary| CopyColumn { name: name.into(), type_oid, binary };
         let columns = [column("id", 20, true), column("mood", 20_000, false), column("at", 1083, false)];
         assert_eq!(

@@ -123,6 +123,9 @@ pub const WIDENED: &[(&str, &str)] = &[
 ];
 
 impl ColumnKind {
+    /// Text of any kind.
+    pub const TEXT: ColumnKind = kind("text", "md5(({n})::text)", &["''"]);
+
     /// Any type.
     pub fn any(dice: &mut Dice) -> ColumnKind {
         dice.one_of(KINDS)

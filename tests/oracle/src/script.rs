@@ -14,7 +14,7 @@
 use crate::dice::Dice;
 use crate::ledger;
 use crate::table_plan::TablePlan;
-use crate::work::{Transaction, Work, schema_change};
+use crate::work::{Transaction, Work};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
@@ -244,8 +244,8 @@ fn change_shape(
     } else {
         let mut table = table;
         for _ in 0..dice.between(1, 2) {
-            let (statements, after) = schema_change(dice, &table);
-            all.extend(work.around_ddl(dice, &table, statements, &after));
+            let (transactions, after) = work.reshape(dice, &table);
+            all.extend(transactions);
             table = after;
         }
         tables.push(table);

@@ -6,8 +6,8 @@
 
 use crate::dice::Dice;
 use crate::ledger::{LEDGERS, torn_transaction};
-use std::path::Path;
-use tidewater_e2e::{Engine, LakeTable, Reader, Source, assert_equal};
+use std::path::{Path, PathBuf};
+use tidewater_e2e::{Engine, LakeTable, Reader, Source, assert_equal, property};
 use tokio_postgres::Client;
 
 /// Versions of a ledger that are looked at, spread over all.
@@ -43,6 +43,8 @@ impl TableName {
 #[derive(Debug)]
 pub struct Remembered {
     table: TableName,
+    /// Its folder then; it keeps it when it is renamed.
+    folder: PathBuf,
     version: u64,
     rows: (u64, String),
 }
@@ -82,14 +84,27 @@ pub struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    /// Where a table's mirror is. One that was renamed stayed where it was, and says itself whose it is.
+    fn folder_of(&self, table: &TableName) -> PathBuf {
+        let name = table.qualified();
+        let is_its = |folder: &PathBuf| property(folder, "tidewater.source_name").as_deref() == Some(&name);
+        let usual = self.lake.join(table.folder());
+        let within = |folder: &Path| {
+            let entries = std::fs::read_dir(folder).into_iter().flatten();
+            entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect::<Vec<_>>()
+        };
+        let tables = within(self.lake).into_iter().flat_map(|schema| within(&schema));
+        std::iter::once(usual.clone()).chain(tables).find(is_its).unwrap_or(usual)
+    }
+
     fn mirror(&self, table: &TableName) -> LakeTable {
-        LakeTable::at(&self.lake.join(table.folder()))
+        LakeTable::at(&self.folder_of(table))
     }
 
     /// Remembers what the source holds now, for a version of the lake that has it all.
     pub async fn remember(&mut self, table: TableName, version: u64) -> Remembered {
         let rows = self.reader.source_checksum(self.dsn, &table.schema, &table.table).await;
-        Remembered { table, version, rows }
+        Remembered { folder: self.folder_of(&table), table, version, rows }
     }
 
     /// Fails unless the lake is what the source is, and was what the source was.
@@ -107,8 +122,8 @@ impl Judge<'_> {
             looked.rows += assert_equal(self.reader, engine, &source, &mirror).await;
             looked.tables += 1;
         }
-        for Remembered { table, version, rows } in remembered {
-            let mirror = self.mirror(table).version(*version);
+        for Remembered { table, folder, version, rows } in remembered {
+            let mirror = LakeTable::at(folder).version(*version);
             let found = self.reader.checksum(dice.one_of(&ENGINES), &mirror).await;
             assert_eq!(&found, rows, "version {version} of {table:?} is not what the source held then");
             looked.settled_versions += 1;

@@ -4,6 +4,7 @@
 //! statement hits or misses whatever others did; collisions of sessions end in a lock wait, a deadlock or a
 //! duplicate key, as in any application, and roll the transaction back.
 
+use crate::column_kind::ColumnKind;
 use crate::dice::Dice;
 use crate::ledger::{self, Entries};
 use crate::table_plan::{TablePlan, quoted};
@@ -73,33 +74,33 @@ impl Work {
         self.finish(dice, body)
     }
 
-    /// Statements of a schema change with changes of the table around them, in one transaction or several.
-    pub fn around_ddl(
-        &mut self,
-        dice: &mut Dice,
-        before: &TablePlan,
-        ddl: Vec<String>,
-        after: &TablePlan,
-    ) -> Vec<Transaction> {
+    /// Schema changes of a table, one to three, with changes of its rows around and between them, in one transaction or
+    /// several; and the table afterwards.
+    pub fn reshape(&mut self, dice: &mut Dice, table: &TablePlan) -> (Vec<Transaction>, TablePlan) {
         let changes = |dice: &mut Dice, table: &TablePlan| {
             (0..dice.between(0, 3)).map(|_| change_one(dice, table)).collect::<Vec<_>>()
         };
-        let (first, last) = (changes(dice, before), changes(dice, after));
-        if dice.chance(50) {
-            let mut undone = Vec::new();
-            if dice.chance(40) {
-                // What a savepoint takes back must leave no shape behind either.
-                let (other, reshaped) = schema_change(dice, before);
-                let lost = changes(dice, &reshaped);
-                undone =
-                    [vec!["SAVEPOINT d".to_owned()], other, lost, vec!["ROLLBACK TO d".to_owned()]].concat();
-            }
-            let body = [first, undone, ddl, last].concat();
-            vec![self.finish(dice, body)]
-        } else {
-            // A schema change that is rolled back would leave the script's author with the wrong table.
-            [first, ddl, last].into_iter().map(|body| Transaction::around(body, true)).collect()
+        let mut table = table.clone();
+        let mut parts = vec![changes(dice, &table)];
+        let together = dice.chance(50);
+        if together && dice.chance(40) {
+            // What a savepoint takes back must leave no shape behind either.
+            let (other, reshaped) = schema_change(dice, &table);
+            let lost = changes(dice, &reshaped);
+            parts.extend([vec!["SAVEPOINT d".to_owned()], other, lost, vec!["ROLLBACK TO d".to_owned()]]);
         }
+        for _ in 0..dice.weighted(&[(4, 1), (2, 2), (1, 3)]) {
+            let (ddl, after) = schema_change(dice, &table);
+            parts.push(ddl);
+            parts.push(changes(dice, &after));
+            table = after;
+        }
+        let transactions = match together {
+            true => vec![self.finish(dice, parts.concat())],
+            // A schema change that is rolled back would leave the script's author with the wrong table.
+            false => parts.into_iter().map(|body| Transaction::around(body, true)).collect(),
+        };
+        (transactions, table)
     }
 
     /// Spreads the ledger's entries over the body and closes it.
@@ -236,11 +237,11 @@ fn outside_savepoints(dice: &mut Dice, body: &[String]) -> usize {
 }
 
 /// A schema change of a table: its statements, and the table afterwards.
-pub fn schema_change(dice: &mut Dice, table: &TablePlan) -> (Vec<String>, TablePlan) {
+fn schema_change(dice: &mut Dice, table: &TablePlan) -> (Vec<String>, TablePlan) {
     let (name, mut after) = (table.sql_name(), table.clone());
     let last = table.columns.len().saturating_sub(1);
     let at = dice.between(0, u32::try_from(last).expect("few columns")) as usize;
-    let statement = match dice.between(0, 9) {
+    let statement = match dice.between(0, 14) {
         0 | 1 if table.columns.len() > 1 => {
             let dropped = after.columns.remove(at);
             format!("ALTER TABLE {name} DROP COLUMN {}", quoted(&dropped.name))
@@ -254,6 +255,32 @@ pub fn schema_change(dice: &mut Dice, table: &TablePlan) -> (Vec<String>, TableP
             let column = &mut after.columns[at];
             column.kind = column.kind.widened().expect("just asked");
             format!("ALTER TABLE {name} ALTER COLUMN {} TYPE {}", quoted(&column.name), column.kind.sql)
+        }
+        6 if table.columns.len() > 1 => {
+            // Two columns that swap their names: whoever went by names would mix them up.
+            let other = (at + 1) % table.columns.len();
+            let (one, two) = (quoted(&table.columns[at].name), quoted(&table.columns[other].name));
+            let aside = quoted(&after.new_column_name());
+            let (first, second) = (table.columns[at].name.clone(), table.columns[other].name.clone());
+            (after.columns[at].name, after.columns[other].name) = (second, first);
+            let rename = |from: &str, to: &str| format!("ALTER TABLE {name} RENAME COLUMN {from} TO {to}");
+            return (vec![rename(&one, &aside), rename(&two, &one), rename(&aside, &two)], after);
+        }
+        7 if !table.columns.is_empty() => {
+            // Every row is another one, and no message says so.
+            let column = &mut after.columns[at];
+            column.kind = ColumnKind::TEXT;
+            let name_of_it = quoted(&column.name);
+            format!("ALTER TABLE {name} ALTER COLUMN {name_of_it} TYPE text USING md5({name_of_it}::text)")
+        }
+        // The configuration names tables that are partitioned in the lake, and would not name this one any more.
+        8 | 9 if !table.lake_partitioned => {
+            after.name = format!("moved {}", dice.between(100, 1_000_000));
+            format!("ALTER TABLE {name} RENAME TO {}", quoted(&after.name))
+        }
+        10 if !table.lake_partitioned && table.schema != "public" => {
+            after.schema = "public".to_owned();
+            format!("ALTER TABLE {name} SET SCHEMA public")
         }
         _ => {
             let column = after.add_column(dice);

@@ -16,7 +16,7 @@
 //!
 //! Two looks that find the same storage prove that none of these happened between them.
 
-use super::{Rows, SourceTable};
+use super::{Rows, SourceTable, trees};
 use crate::client::Client;
 use crate::error::Result;
 use crate::publication::PublicationNames;
@@ -68,15 +68,12 @@ const STAMPS: &str = "SELECT a.attrelid, max(a.attnum), md5(string_agg(a.attnum 
 /// ATTACH writes every column's row anew, so a table that still has one beside its system columns' as CREATE TABLE wrote
 /// them was never attached. All tables on the way up to the root have to be of that kind.
 const FILES: &str = "SELECT t.root, c.oid, c.relfilenode::text || coalesce('@' || ( \
-        SELECT string_agg(i.xmin::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i \
-        WHERE i.inhrelid IN (SELECT n.oid FROM pg_partition_ancestors(c.oid) n(oid) WHERE n.oid <> t.root)), ''), \
-      NOT EXISTS (SELECT 1 FROM pg_partition_ancestors(c.oid) n(oid) WHERE n.oid <> t.root AND NOT EXISTS ( \
+        SELECT string_agg(i.xmin::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i WHERE i.inhrelid = ANY(t.way)), ''), \
+      NOT EXISTS (SELECT 1 FROM unnest(t.way) n(oid) WHERE NOT EXISTS ( \
         SELECT 1 FROM pg_attribute s JOIN pg_attribute a ON a.attrelid = s.attrelid \
         WHERE s.attrelid = n.oid AND s.attnum = -1 AND a.attnum > 0 AND a.xmin = s.xmin AND a.cmin = s.cmin)), \
       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE t.root <> c.oid AND a.attrelid = c.oid AND a.atthasmissing) \
-    FROM (SELECT o.root, p.relid FROM unnest($1::oid[]) AS o(root), \
-            LATERAL (SELECT o.root::regclass AS relid UNION SELECT relid FROM pg_partition_tree(o.root) WHERE isleaf) p) t \
-    JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r'";
+    FROM tree t JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r'";
 
 /// Enums, arrays of them, domains over them, and arrays of such domains or domains over such arrays.
 const LABELS: &str = "SELECT DISTINCT a.attrelid, e.oid, e.enumlabel::text \
@@ -93,7 +90,8 @@ pub(super) async fn read(client: &Client, oids: &[u32]) -> Result<HashMap<u32, S
     let doing = "reading the tables' storage";
     let failed = |source| client.error(doing, source);
     let mut found: HashMap<u32, Storage> = HashMap::new();
-    let parts: [(&str, Take); 3] = [(STAMPS, take_stamp), (FILES, take_file), (LABELS, take_label)];
+    let files = format!("{} {FILES}", trees("$1"));
+    let parts: [(&str, Take); 3] = [(STAMPS, take_stamp), (&files, take_file), (LABELS, take_label)];
     for (sql, take) in parts {
         for row in client.query(sql, &[&oids]).await.map_err(failed)? {
             let of: u32 = row.try_get(0).map_err(failed)?;

@@ -187,6 +187,11 @@ impl SyncError {
         }
     }
 
+    /// A table cannot be read in the snapshot that was taken, and may well be in the next one.
+    pub fn asks_for_another_snapshot(&self) -> bool {
+        matches!(self, SyncError::Source(error) if error.asks_for_another_snapshot())
+    }
+
     /// Another daemon does this work: to go on beside it would only do harm.
     pub fn is_for_another_daemon(&self) -> bool {
         matches!(self, SyncError::SecondDaemon { .. } | SyncError::SecondWriter(_))

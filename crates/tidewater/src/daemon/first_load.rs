@@ -15,11 +15,15 @@
 //! A table that is in the lake already, in the same shape, is compared with the snapshot instead and only its
 //! differences are written ([`super::mending`]), one table a session.
 //!
+//! A table that was rewritten or renamed after S is not what S shows any more, and one that somebody has locked cannot be
+//! read now: these are left to the next snapshot, and the others go on.
+//!
 //! A crash leaves data files that nothing refers to; the load starts over with another snapshot.
 
 use super::SyncError;
 use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
+use super::error::error_chain;
 use super::live_table::HistoryBeside;
 use super::load_target::{FinishedWriter, TargetLoad, TargetWriter};
 use super::mending::{self, Mended};
@@ -33,7 +37,7 @@ use lake_sql::LakeSession;
 use postgres_connector::{
     PublicationNames, ReplicationSession, SlotOptions, SnapshotSession, SourceConfig, import_snapshot,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,12 +110,6 @@ pub struct LoadFailed {
     pub error: SyncError,
 }
 
-impl LoadFailed {
-    fn at(relation: u32) -> impl Fn(SyncError) -> LoadFailed {
-        move |error| LoadFailed { relation: Some(relation), error }
-    }
-}
-
 impl From<SyncError> for LoadFailed {
     fn from(error: SyncError) -> LoadFailed {
         LoadFailed { relation: None, error }
@@ -124,7 +122,34 @@ impl From<postgres_connector::Error> for LoadFailed {
     }
 }
 
-/// Loads the tables; each is sent off as soon as its commit is in the log.
+/// What the sessions of one snapshot share.
+struct Shared {
+    /// The snapshot's.
+    position: Lsn,
+    mends: Mutex<VecDeque<LoadTable>>,
+    loads: Vec<Underway>,
+    /// Tables that this snapshot does not show.
+    left: Mutex<BTreeSet<u32>>,
+    loaded: mpsc::Sender<Loaded>,
+}
+
+impl Shared {
+    /// A session is done with a table.
+    async fn done(&self, relation: u32, ended: Result<Option<Loaded>, SyncError>) -> Result<(), LoadFailed> {
+        match ended {
+            Ok(Some(loaded)) => Ok(self.loaded.send(loaded).await.map_err(|_| SyncError::WriterGone)?),
+            Ok(None) => Ok(()),
+            Err(error) if error.asks_for_another_snapshot() => {
+                tracing::info!(relation, reason = %error_chain(&error), "left to the next snapshot");
+                self.left.lock().unwrap_or_else(PoisonError::into_inner).insert(relation);
+                Ok(())
+            }
+            Err(error) => Err(LoadFailed { relation: Some(relation), error }),
+        }
+    }
+}
+
+/// Loads the tables; each is sent off as soon as its commit is in the log. Gives those that are left to another snapshot.
 pub async fn load(
     (source, gate): (SourceConfig, Option<Gate>),
     publications: PublicationNames,
@@ -132,7 +157,7 @@ pub async fn load(
     tables: Vec<LoadTable>,
     sessions: usize,
     loaded: mpsc::Sender<Loaded>,
-) -> Result<(), LoadFailed> {
+) -> Result<BTreeSet<u32>, LoadFailed> {
     let mut anchor = ReplicationSession::connect(&source).await?;
     let options = SlotOptions { temporary: true, export_snapshot: true, failover: false };
     death_point!("snapshot-before-export");
@@ -147,32 +172,32 @@ pub async fn load(
     tracing::info!(%position, tables = tables.len(), "load begins");
 
     let tables = as_of_snapshot(&source, &publications, &snapshot, tables).await?;
-    let mut imported = Vec::with_capacity(sessions);
-    for _ in 0..sessions.max(1) {
-        imported.push(import_snapshot(&source, &snapshot).await?);
-    }
+    let mut imported = import_snapshot(&source, &snapshot, sessions.max(1)).await?;
     // The sessions hold the snapshot now: the slot that made it may go, and with it the WAL it retains.
     anchor.close().await?;
 
     let (mends, loads): (VecDeque<_>, VecDeque<_>) = tables.into_iter().partition(|table| table.mend);
     let everyone = imported.len();
-    let mut underway = Vec::with_capacity(loads.len());
+    let left = Mutex::default();
+    let mut shared = Shared { position, mends: Mutex::new(mends), loads: Vec::new(), left, loaded };
     for request in loads {
         let relation = request.planned.relation;
         let Some(session) = imported.first_mut() else { break };
-        let begun = begin(session, request, everyone, position).await;
-        underway.push(begun.map_err(LoadFailed::at(relation))?);
+        match begin(session, request, everyone, position).await {
+            Ok(underway) => shared.loads.push(underway),
+            Err(error) => shared.done(relation, Err(error)).await?,
+        }
     }
-    let (mends, underway) = (Arc::new(Mutex::new(mends)), Arc::new(underway));
+    let shared = Arc::new(shared);
     let mut workers = JoinSet::new();
     for session in imported {
-        workers.spawn(work(session, position, mends.clone(), underway.clone(), loaded.clone()));
+        workers.spawn(work(session, shared.clone()));
     }
     while let Some(ended) = workers.join_next().await {
         // The first failure ends the others with the set: the load starts over as a whole.
         ended.map_err(|_| SyncError::WriterGone)??;
     }
-    Ok(())
+    Ok(std::mem::take(&mut *shared.left.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 /// The tables as the snapshot has them. A table whose columns changed since the plan was made is planned again: its
@@ -220,28 +245,21 @@ async fn begin(
 }
 
 /// One session: whole tables to mend, as long as there are some, then its share of every load, in order.
-async fn work(
-    mut session: SnapshotSession,
-    position: Lsn,
-    mends: Arc<Mutex<VecDeque<LoadTable>>>,
-    loads: Arc<Vec<Underway>>,
-    loaded: mpsc::Sender<Loaded>,
-) -> Result<(), LoadFailed> {
+async fn work(mut session: SnapshotSession, shared: Arc<Shared>) -> Result<(), LoadFailed> {
     loop {
-        let next = mends.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let next = shared.mends.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(request) = next else { break };
         let relation = request.planned.relation;
-        let done = mend_or_load(&mut session, request, position).await.map_err(LoadFailed::at(relation))?;
-        if let Some(done) = done {
-            loaded.send(done).await.map_err(|_| SyncError::WriterGone)?;
-        }
+        let ended = mend_or_load(&mut session, request, shared.position).await;
+        shared.done(relation, ended).await?;
     }
-    for table in loads.iter() {
-        let relation = table.request.planned.relation;
-        let done = share(&mut session, table).await.map_err(LoadFailed::at(relation))?;
-        if let Some(done) = done {
-            loaded.send(done).await.map_err(|_| SyncError::WriterGone)?;
+    for table in &shared.loads {
+        let ended = share(&mut session, table).await;
+        if ended.is_err() {
+            // Nobody is the last then, so nobody commits: the others need not go on.
+            table.pieces.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
+        shared.done(table.request.planned.relation, ended).await?;
     }
     session.close().await?;
     Ok(())

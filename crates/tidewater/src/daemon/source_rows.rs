@@ -6,7 +6,7 @@
 use super::SyncError;
 use super::plan::PlannedTable;
 use arrow::array::RecordBatch;
-use postgres_connector::{CopyOut, CtidRange, LeafTable, SnapshotSession, ctid_ranges};
+use postgres_connector::{CtidRange, LeafTable, SnapshotCopy, SnapshotSession, ctid_ranges};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use wal_decoder::{CopyDecoder, DeadLetter};
@@ -51,7 +51,7 @@ pub struct SourceBatch {
 pub struct PieceReader<'a> {
     /// Gone once the COPY is over.
     decoder: Option<CopyDecoder>,
-    rows: CopyOut<'a>,
+    rows: SnapshotCopy<'a>,
 }
 
 impl<'a> PieceReader<'a> {

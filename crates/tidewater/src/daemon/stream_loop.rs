@@ -81,7 +81,7 @@ pub struct StreamLoop {
     /// The plan that this loop follows.
     names: BTreeSet<(u32, String)>,
     to_load: Vec<u32>,
-    loads: JoinSet<Result<(), LoadFailed>>,
+    loads: JoinSet<Result<BTreeSet<u32>, LoadFailed>>,
     loaded: (mpsc::Sender<Loaded>, mpsc::Receiver<Loaded>),
     flight: Option<Flight>,
     /// When the oldest change that is in no cut yet arrived.

@@ -10,6 +10,7 @@ use crate::daemon::first_load::{self, LoadFailed, Loaded};
 use crate::daemon::router::Step;
 use crate::status::TableState;
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 impl StreamLoop {
@@ -74,10 +75,13 @@ impl StreamLoop {
 
     pub(super) async fn load_ended(
         &mut self,
-        ended: Result<Result<(), LoadFailed>, tokio::task::JoinError>,
+        ended: Result<Result<BTreeSet<u32>, LoadFailed>, tokio::task::JoinError>,
     ) -> Result<(), SyncError> {
         let LoadFailed { relation, error } = match ended {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(left)) => {
+                self.to_load.extend(left);
+                return Ok(());
+            }
             Ok(Err(failed)) => failed,
             Err(_) => return Err(SyncError::WriterGone),
         };

@@ -14,6 +14,7 @@
 use super::StreamLoop;
 use crate::config::Mode;
 use crate::daemon::SyncError;
+use crate::daemon::crash_point::death_point;
 use crate::daemon::error::error_chain;
 use crate::daemon::live_table::LiveTable;
 use crate::daemon::plan::PlannedTable;
@@ -29,7 +30,8 @@ use wal_decoder::Lsn;
 /// How long the stream may stand still for a slot to be made: what freshness can bear.
 const HOLD: Duration = Duration::from_secs(1);
 
-/// Attempts until a source whose transactions never end is given up on.
+/// Attempts until a source whose transactions never end is given up on, and snapshots until a table is that is never what
+/// they show.
 const ATTEMPTS: u32 = 10;
 
 /// A snapshot, and the position that it shows.
@@ -45,20 +47,27 @@ struct Export {
     attempt: u32,
 }
 
+/// A verification, and how many snapshots were taken for it.
+struct Asked {
+    verification: Verification,
+    snapshots: u32,
+}
+
 /// Where the verification of one database stands.
 #[derive(Default)]
 pub(super) struct Verifier {
-    waiting: VecDeque<Verification>,
+    waiting: VecDeque<Asked>,
     export: Option<Export>,
     /// The stream is to be cut here.
     cut_at: Option<Exported>,
-    comparisons: JoinSet<()>,
+    /// Give back what has to be compared in another snapshot.
+    comparisons: JoinSet<Option<Asked>>,
 }
 
 impl Verifier {
     /// Takes up a verification; they are done one after the other.
     pub(super) fn request(&mut self, verification: Verification) {
-        self.waiting.push_back(verification);
+        self.waiting.push_back(Asked { verification, snapshots: 0 });
     }
 
     /// Nothing may be read from the stream now.
@@ -143,7 +152,7 @@ impl StreamLoop {
     }
 
     fn give_up(&mut self, reason: &str) {
-        if let Some(verification) = self.verifier.waiting.pop_front() {
+        if let Some(Asked { verification, .. }) = self.verifier.waiting.pop_front() {
             for table in verification.open_tables() {
                 verification.give_up(&table, reason);
             }
@@ -166,7 +175,10 @@ impl StreamLoop {
             self.land().await?;
         }
         let Some(mut exported) = self.verifier.cut_at.take() else { return Ok(()) };
-        let Some(verification) = self.verifier.waiting.pop_front() else { return Ok(()) };
+        let Some(Asked { verification, snapshots }) = self.verifier.waiting.pop_front() else {
+            return Ok(());
+        };
+        let snapshots = snapshots + 1;
         let mut tables = Vec::new();
         for name in verification.open_tables() {
             match self
@@ -185,6 +197,7 @@ impl StreamLoop {
         }
         let (lake, spool) = (self.sync.reader.clone(), self.sync.spool_directory());
         self.verifier.comparisons.spawn(async move {
+            death_point!("verify-before-comparison");
             for (planned, version) in tables {
                 let name = planned.name.clone();
                 let progress = |rows| verification.update(&name, |found| found.source_rows = rows);
@@ -198,18 +211,23 @@ impl StreamLoop {
                 );
                 match compared.await {
                     Ok(compared) => verdict(&verification, &name, compared),
+                    // Without a verdict it is compared again.
+                    Err(error) if error.asks_for_another_snapshot() && snapshots < ATTEMPTS => {}
                     Err(error) => verification.give_up(&name, &error_chain(&error)),
                 }
             }
             // The comparisons are done: how the session ends changes nothing.
             let _ = exported.session.close().await;
+            (!verification.open_tables().is_empty()).then_some(Asked { verification, snapshots })
         });
         Ok(())
     }
 
     /// Takes up what has been compared.
     pub(super) fn reap_comparisons(&mut self) {
-        while self.verifier.comparisons.try_join_next().is_some() {}
+        while let Some(ended) = self.verifier.comparisons.try_join_next() {
+            self.verifier.waiting.extend(ended.ok().flatten());
+        }
     }
 }
 
@@ -243,7 +261,7 @@ async fn export(source: SourceConfig, slot: String) -> Result<Exported, SyncErro
     let options = SlotOptions { temporary: true, export_snapshot: true, failover: false };
     let created = anchor.create_logical_slot(&slot, options).await?;
     let snapshot = created.snapshot.ok_or(SyncError::NoSnapshot)?;
-    let session = import_snapshot(&source, &snapshot).await?;
+    let session = import_snapshot(&source, &snapshot, 1).await?.pop().ok_or(SyncError::NoSnapshot)?;
     anchor.close().await?;
     Ok(Exported { position: created.consistent_point, session })
 }
