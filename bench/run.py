@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import commit_cost
+import core
 import first_load
 import freshness
 import long_life
@@ -58,6 +59,9 @@ class Sizes:
     life: tuple[int, int]
     served: int
     served_seconds: int
+    # A pgbench scale is 15 MB.
+    core_scale: int
+    core_seconds: int
 
     def scaled(self, factor: float) -> Sizes:
         """For trying the suite itself. Rows come in thousands, and the small tables keep enough to change."""
@@ -81,6 +85,8 @@ class Sizes:
             # One version changes 100,000 rows, most of them there already.
             max(200_000, rows(self.served)),
             max(5, int(self.served_seconds * factor)),
+            max(2, int(self.core_scale * factor)),
+            max(2, int(self.core_seconds * factor)),
         )
 
 
@@ -98,6 +104,8 @@ QUICK = Sizes(
     life=(100, 3_000),
     served=2_000_000,
     served_seconds=30,
+    core_scale=135,
+    core_seconds=10,
 )
 FULL = Sizes(
     inserts=10_000_000,
@@ -113,6 +121,8 @@ FULL = Sizes(
     life=(100, 30_000),
     served=10_000_000,
     served_seconds=60,
+    core_scale=280,
+    core_seconds=60,
 )
 
 Measure = Callable[[Path, Postgres, Path], Section]
@@ -138,6 +148,9 @@ def measurements(sizes: Sizes) -> dict[str, Measure]:
         ),
         "serving": lambda binary, postgres, place: serving.measure(
             binary, postgres, place, sizes.served, sizes.served_seconds
+        ),
+        "core": lambda binary, postgres, place: core.measure(
+            binary, postgres, place, sizes.core_scale, sizes.core_seconds
         ),
         "life": lambda binary, postgres, place: long_life.measure(
             binary, postgres, place, sizes.commit_table, *sizes.life

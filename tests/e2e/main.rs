@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "the whole binary is tests")]
 
 mod consistent_points;
+mod core_conformance;
 mod core_daemon;
+mod core_sizes;
 mod crashes;
 mod dead_letters;
 mod first_load;
