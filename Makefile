@@ -31,6 +31,7 @@ readers: ## installs Spark, DuckDB, Polars, delta-rs and PostgreSQL 18; quick wh
 .PHONY: setup
 setup: tools readers ## everything a fresh machine needs; quick when already done
 	@$(PYTHON) tests/place_postgres.py
+	@tests/conformance/setup.sh
 	@$(CARGO) fetch --locked --quiet
 
 .PHONY: build

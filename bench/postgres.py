@@ -39,6 +39,11 @@ SETTINGS = {
     "timezone": "UTC",
 }
 
+# A server as it comes, so that each commit is on the disk when it returns; beside the built-in one.
+DURABLE = {"listen_addresses": "127.0.0.1", "shared_buffers": "128MB", "timezone": "UTC"}
+
+PGBENCH_LIMIT = 900.0
+
 
 @dataclass(frozen=True)
 class Logged:
@@ -51,8 +56,9 @@ class Logged:
 class Postgres:
     """A running server. Use it as a context."""
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, settings: dict[str, str] = SETTINGS) -> None:
         self._binaries = binaries
+        self._settings = settings
         self._user = unprivileged_user()
         self.place = Path(tempfile.mkdtemp(prefix="tidewater-bench-pg-"))
         self.port = free_port()
@@ -87,7 +93,7 @@ class Postgres:
         ]
         Program(initdb, self.place / "initdb.log", cwd=self.place, **self._user).finish(120)
         command = [self.binary("postgres"), "-D", data, "-p", str(self.port), "-k", self.place]
-        for name, value in SETTINGS.items():
+        for name, value in self._settings.items():
             command += ["-c", f"{name}={value}"]
         self._server = Program(command, self._log, cwd=self.place, **self._user)
         wait_for("PostgreSQL to accept connections", self._answers, 60)
@@ -110,6 +116,21 @@ class Postgres:
             except Incomplete:
                 self._server.kill()
         shutil.rmtree(self.place, ignore_errors=True)
+
+    def another(self, settings: dict[str, str]) -> Postgres:
+        """A second server of the same programs."""
+        return Postgres(self._binaries, settings)
+
+    def pgbench(self, *arguments: str) -> str:
+        """What it says, over TCP, of this server."""
+        return self.run_pgbench(["-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", *arguments, DATABASE], None)
+
+    def run_pgbench(self, arguments: list[str], environment: dict[str, str] | None) -> str:
+        """What it says, of any server."""
+        log = self.place / "pgbench.log"
+        log.unlink(missing_ok=True)
+        Program([self.binary("pgbench"), *arguments], log, cwd=self.place, env=environment).finish(PGBENCH_LIMIT)
+        return log.read_text()
 
     def binary(self, name: str) -> Path:
         return self._binaries / name

@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import commit_cost
+import core
 import first_load
 import freshness
 import long_life
@@ -60,6 +61,9 @@ class Sizes:
     upkeep_seconds: int
     served: int
     served_seconds: int
+    # A pgbench scale is 15 MB.
+    core_scale: int
+    core_seconds: int
 
     def scaled(self, factor: float) -> Sizes:
         """For trying the suite itself. Rows come in thousands, and the small tables keep enough to change."""
@@ -85,6 +89,8 @@ class Sizes:
             # One version changes 100,000 rows, most of them there already.
             max(200_000, rows(self.served)),
             max(5, int(self.served_seconds * factor)),
+            max(2, int(self.core_scale * factor)),
+            max(2, int(self.core_seconds * factor)),
         )
 
 
@@ -103,6 +109,8 @@ QUICK = Sizes(
     upkeep_seconds=60,
     served=2_000_000,
     served_seconds=30,
+    core_scale=135,
+    core_seconds=10,
 )
 FULL = Sizes(
     inserts=10_000_000,
@@ -119,6 +127,8 @@ FULL = Sizes(
     upkeep_seconds=3_600,
     served=10_000_000,
     served_seconds=60,
+    core_scale=280,
+    core_seconds=60,
 )
 
 Measure = Callable[[Path, Postgres, Path], Section]
@@ -147,6 +157,9 @@ def measurements(sizes: Sizes) -> dict[str, Measure]:
         ),
         "serving": lambda binary, postgres, place: serving.measure(
             binary, postgres, place, sizes.served, sizes.served_seconds
+        ),
+        "core": lambda binary, postgres, place: core.measure(
+            binary, postgres, place, sizes.core_scale, sizes.core_seconds
         ),
         "life": lambda binary, postgres, place: long_life.measure(
             binary, postgres, place, sizes.commit_table, *sizes.life

@@ -1,6 +1,6 @@
 //! What monitoring and scripts see over TCP, and what they may not do.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tidewater_e2e::{Postgres, Site, free_port};
@@ -8,13 +8,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const SOON: Duration = Duration::from_secs(90);
+const RETRY: Duration = Duration::from_millis(100);
 const TOKEN: &str = "0123456789abcdef";
 
 /// One request over TCP, with the headers it is given and no others.
 async fn ask(port: u16, line: &str, headers: &[&str]) -> (u16, String) {
+    ask_with(port, line, headers, "").await
+}
+
+async fn ask_with(port: u16, line: &str, headers: &[&str], body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let request = format!(
-        "{line} HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n{}\r\n\r\n",
+        "{line} HTTP/1.1\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n\r\n{body}",
+        body.len(),
         headers.join("\r\n")
     );
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -72,5 +78,61 @@ async fn over_tcp_everybody_may_look_and_only_the_token_changes_something() {
     let (code, answer) = ask(port, pause, &[host, &right]).await;
     assert_eq!(code, 202, "{answer}");
     daemon.wait_status(SOON, |status| status["tables"][0]["state"] == "paused").await;
+    daemon.stop().await;
+}
+
+/// Waits for a line of the metrics.
+async fn shows(port: u16, line: &str) {
+    let host = format!("Host: 127.0.0.1:{port}");
+    let deadline = Instant::now() + SOON;
+    loop {
+        let (_, metrics) = ask(port, "GET /metrics", &[&host]).await;
+        if metrics.lines().any(|found| found == line) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{line} is not in\n{metrics}");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+#[tokio::test]
+async fn branches_are_made_listed_woken_and_put_to_sleep_over_http() {
+    let (port, gateway) = (free_port(), free_port());
+    let site = Site::new(&format!(
+        "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{port}\", token: {TOKEN}}}\n\
+         core: {{storage: ./core, listen: \"127.0.0.1:{gateway}\"}}\ndatabases:\n  shop: {{core: {{}}}}\n"
+    ));
+    let daemon = site.start().await;
+    let (host, right) = (format!("Host: 127.0.0.1:{port}"), format!("Authorization: Bearer {TOKEN}"));
+    let headers = [host.as_str(), right.as_str()];
+    let json = |(code, answer): (u16, String)| -> Value {
+        assert_eq!(code, 200, "{answer}");
+        serde_json::from_str(&answer).unwrap()
+    };
+    let states = async || {
+        let listed = json(ask(port, "GET /api/v1/branches?database=shop", &headers[..1]).await);
+        let branches = listed.as_array().unwrap().iter();
+        branches.map(|found| format!("{} {}", found["branch"], found["state"])).collect::<Vec<_>>().join(", ")
+    };
+
+    // Nobody has needed it yet.
+    assert_eq!(states().await, r#""main" "asleep""#);
+    let wake = "POST /api/v1/computes/shop/wake";
+    assert_eq!(ask(port, wake, &headers[..1]).await.0, 401);
+    assert_eq!(json(ask(port, wake, &headers).await)["state"], "running");
+    let wanted = r#"{"branch": "shop@try", "ttl": "1d"}"#;
+    json(ask_with(port, "POST /api/v1/branches", &headers, wanted).await);
+    assert_eq!(states().await, r#""main" "running", "try" "asleep""#);
+    let listed = json(ask(port, "GET /api/v1/branches", &headers[..1]).await);
+    assert_eq!((&listed[1]["parent"], listed[1]["expires_at"].is_string()), (&Value::from("main"), true));
+    assert!(!listed.to_string().contains("postgres://"), "{listed}");
+
+    shows(port, r#"tidewater_core_running{database="shop",branch="main"} 1"#).await;
+    let suspend = "POST /api/v1/computes/shop/suspend";
+    assert_eq!(json(ask(port, suspend, &headers).await)["slept"], false);
+    assert_eq!(json(ask(port, suspend, &headers).await)["slept"], true);
+    assert_eq!(states().await, r#""main" "asleep", "try" "asleep""#);
+    assert_eq!(ask(port, "POST /api/v1/computes/shop@none/wake", &headers).await.0, 404);
+    shows(port, r#"tidewater_core_running{database="shop",branch="main"} 0"#).await;
     daemon.stop().await;
 }

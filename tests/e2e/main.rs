@@ -4,7 +4,9 @@
 
 mod changed_while_loaded;
 mod consistent_points;
+mod core_conformance;
 mod core_daemon;
+mod core_sizes;
 mod crashes;
 mod dead_letters;
 mod endurance;

@@ -117,6 +117,28 @@ impl Site {
         ))
     }
 
+    /// A site with a built-in database `shop`, made of `database` (YAML), that nobody syncs.
+    pub fn with_unsynced_core(database: &str) -> Site {
+        Site::with_unsynced_core_of(database, "")
+    }
+
+    /// The same, with more keys of the core, such as `, cache: 1GiB`.
+    pub fn with_unsynced_core_of(database: &str, core: &str) -> Site {
+        Site::new(&format!(
+            "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
+             core: {{storage: ./core, listen: \"127.0.0.1:{}\"{core}}}\ndatabases:\n  shop: {{core: {database}}}\n",
+            free_port(),
+            free_port()
+        ))
+    }
+
+    /// Where the built-in databases are reached.
+    pub async fn gateway_port(&self) -> u16 {
+        let url = self.branch_url("main").await;
+        let (_, place) = url.rsplit_once('@').unwrap();
+        place.split(['/', ':']).nth(1).unwrap().parse().unwrap()
+    }
+
     /// The address of a branch of the built-in database, for its owner.
     pub async fn branch_url(&self, branch: &str) -> String {
         let listed = self.succeeds(&["branch", "list", "--json"]).await;

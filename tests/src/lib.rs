@@ -35,8 +35,8 @@ pub use daemon::{Daemon, Finished, Site, binary, free_port};
 pub use delta_log::{
     compactions, is_behind_the_slot, kinds, last_txn, none_is_behind_the_slot, operations, property,
 };
-pub use postgres::{Postgres, kill9};
-pub use reader::{Engine, LakeTable, Reader};
+pub use postgres::{Postgres, kill9, postgres_program};
+pub use reader::{Engine, LakeTable, Reader, repository};
 pub use s3_faults::{Fault, Faults};
 pub use s3_server::S3Server;
 pub use shop::Shop;

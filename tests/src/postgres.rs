@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio_postgres::{Client, NoTls};
 
 use crate::daemon::free_port;
+use crate::reader::repository;
 
 const MAJOR: u32 = 18;
 const INITDB_LIMIT: Duration = Duration::from_secs(120);
@@ -186,6 +187,12 @@ async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
     // A test that kills the server learns of the broken session from its own statements.
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// One of PostgreSQL's own programs; the folder that holds them for no name.
+pub fn postgres_program(name: &str) -> PathBuf {
+    let bin = std::env::var_os("TIDEWATER_POSTGRES_BIN").map(PathBuf::from);
+    bin.unwrap_or_else(|| repository().join(".tools/postgres/bin")).join(name)
 }
 
 /// Ends a process the hard way.

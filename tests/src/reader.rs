@@ -211,7 +211,8 @@ impl Reader {
 }
 
 /// The root of the checkout these tests were built from.
-pub(crate) fn repository() -> PathBuf {
+/// The folder of the sources.
+pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 

@@ -40,6 +40,20 @@ pub const SERVING_KEPT_OUT_ROWS: &str = "tidewater_serving_kept_out_rows";
 /// Times that a served table was compared as a whole.
 pub const SERVING_RELOADS_TOTAL: &str = "tidewater_serving_reloads_total";
 
+/// Whether a branch of a built-in database runs: 1, or 0 once it sleeps.
+pub const CORE_RUNNING: &str = "tidewater_core_running";
+/// WAL of a branch that the keepers have and the object store has not, in bytes.
+pub const CORE_UNARCHIVED_WAL_BYTES: &str = "tidewater_core_unarchived_wal_bytes";
+/// 1 while commits of a branch wait for a majority of the keepers.
+pub const CORE_COMMITS_WAIT: &str = "tidewater_core_commits_wait";
+/// 1 while the object store refuses pages or WAL of a branch.
+pub const CORE_STORE_TROUBLE: &str = "tidewater_core_store_trouble";
+/// Time since the newest restore point of a running branch, in seconds.
+pub const CORE_CUT_AGE_SECONDS: &str = "tidewater_core_cut_age_seconds";
+/// All that is told of a branch.
+pub const CORE_GAUGES: [&str; 5] =
+    [CORE_RUNNING, CORE_UNARCHIVED_WAL_BYTES, CORE_COMMITS_WAIT, CORE_STORE_TROUBLE, CORE_CUT_AGE_SECONDS];
+
 /// From a local disk's milliseconds to an object store in trouble.
 const COMMIT_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -122,5 +136,10 @@ fn describe() {
     );
     describe_gauge!(SERVING_KEPT_OUT_ROWS, Unit::Count, "Rows of the Delta table that are not served");
     describe_counter!(SERVING_RELOADS_TOTAL, Unit::Count, "Times that the table was compared as a whole");
+    describe_gauge!(CORE_RUNNING, "1 while the branch runs, 0 once it sleeps");
+    describe_gauge!(CORE_UNARCHIVED_WAL_BYTES, Unit::Bytes, "WAL that the object store does not have yet");
+    describe_gauge!(CORE_COMMITS_WAIT, "1 while commits wait for a majority of the keepers");
+    describe_gauge!(CORE_STORE_TROUBLE, "1 while the object store refuses pages or WAL");
+    describe_gauge!(CORE_CUT_AGE_SECONDS, Unit::Seconds, "Time since the newest restore point");
     describe_counter!(LAKE_COMPACTIONS_TOTAL, Unit::Count, "Compactions committed to the table");
 }

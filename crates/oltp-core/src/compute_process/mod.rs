@@ -22,6 +22,7 @@ mod cutting;
 mod directory;
 mod idleness;
 mod local_wal;
+mod owner_extensions;
 mod rewinding;
 mod server;
 mod serving;

@@ -27,6 +27,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
 use super::directory::ComputeDirectory;
+use super::owner_extensions;
 use crate::installation::Installation;
 pub(crate) use crate::project::SUPERUSER;
 use crate::reachable_directory::ReachableDirectory;
@@ -166,6 +167,9 @@ impl Server {
                 continue;
             }
             command.arg("-c").arg(assignment(name, value));
+        }
+        if installation.major() >= owner_extensions::SINCE {
+            command.arg("-c").arg(assignment("extension_control_path", owner_extensions::CONTROL_PATH));
         }
         if let Purpose::Rewinding { until: Some(time) } = purpose {
             command.arg("-c").arg(assignment("recovery_target_time", time));

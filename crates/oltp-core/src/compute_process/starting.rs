@@ -3,15 +3,17 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres_connector::{Host, SourceConfig, TlsMode};
 use tokio::sync::watch;
+use tokio_postgres::Client;
 
 use super::branch_beginning::begin_branch;
 use super::control::{State, Status};
 use super::cutting::{Cutter, Publisher};
 use super::idleness::Idleness;
+use super::owner_extensions;
 use super::rewinding::on_mount;
 use super::server::{PORT, Purpose, SUPERUSER, Server};
 use super::serving::Started;
@@ -26,6 +28,22 @@ use crate::{CoreError, Result, provision, settings};
 /// A socket on this machine is open at once, or the server is gone.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long each step of a start takes, for the log at level debug: whoever connects waits for all of them.
+struct Steps {
+    since: Instant,
+}
+
+impl Steps {
+    fn begin() -> Steps {
+        Steps { since: Instant::now() }
+    }
+
+    fn done(&mut self, step: &'static str) {
+        tracing::debug!(step, took = ?self.since.elapsed());
+        self.since = Instant::now();
+    }
+}
+
 /// Starts the branch: as often as it takes to be an ordinary one, which is twice for a new branch.
 pub(super) async fn start(
     spec: &ComputeSpec,
@@ -33,9 +51,11 @@ pub(super) async fn start(
     board: &watch::Sender<Status>,
 ) -> Result<Started> {
     loop {
+        let mut steps = Steps::begin();
         let log = LogName { project: spec.project.clone(), branch: spec.branch };
         let archive = WalArchive::new(spec.pages.storage().clone(), log.clone());
         let before = newest(spec).await?;
+        steps.done("the newest manifest");
         let election = Election {
             log,
             keepers: spec.keepers.clone(),
@@ -45,8 +65,10 @@ pub(super) async fn start(
             durability: spec.durability,
         };
         let elected = elect(&election).await?;
+        steps.done("the election");
         // After the election, in its term: no older compute can add to the branch any more.
         let manifest = spec.pages.take_over(&spec.project, spec.branch, elected.term()).await?;
+        steps.done("taking over");
         board.send_modify(|status| {
             status.name = Some(manifest.head.name.clone());
             status.term = elected.term();
@@ -59,7 +81,7 @@ pub(super) async fn start(
             board.send_modify(|status| status.state = State::Starting);
             continue;
         }
-        return start_ordinary(spec, directory, board, elected, before, manifest).await;
+        return start_ordinary(spec, directory, board, elected, before, manifest, steps).await;
     }
 }
 
@@ -77,6 +99,7 @@ async fn start_ordinary(
     elected: Elected,
     before: Arc<Manifest>,
     manifest: Arc<Manifest>,
+    mut steps: Steps,
 ) -> Result<Started> {
     let head = &manifest.head;
     let term = elected.term();
@@ -92,11 +115,14 @@ async fn start_ordinary(
     // The same state under the name that the local cache knows it by, unless somebody published in between.
     let known = if before.head.number.next() == head.number { before } else { Arc::clone(&manifest) };
     let mounted = mount(spec, directory, known, term).await?;
+    steps.done("mounting");
     let from = on_mount(&directory.data(), wal_floor).await?;
     empty(&directory.wal())?;
     let placed = elected.place_wal(publisher.wal(), from, &directory.wal(), directory.user()).await?;
     let replays = head.end_lsn.is_none_or(|clean_end| placed > clean_end);
+    steps.done("placing the WAL");
     prepare(spec, directory, replays).await?;
+    steps.done("writing the settings");
 
     let server = Server::launch(
         directory,
@@ -111,14 +137,17 @@ async fn start_ordinary(
     });
     publisher.continue_wal(head.timeline, placed);
     let (client, ()) = tokio::try_join!(server.wait_until_ready(), publisher.publish_in_service())?;
+    steps.done("starting Postgres");
     let config = StreamConfig { postgres: superuser_source(spec, &server), origin: placed };
-    // From here on commits are confirmed.
-    let streaming = elected.stream(config).await?;
-    provision::provision(&client, spec.project.as_str(), &spec.owner, &spec.owner_password).await?;
-    provision::settle_password(&server, &client, spec.project.as_str(), &spec.owner, &spec.owner_password)
-        .await?;
-    let idle =
-        Idleness::new(spec.suspend_after, server.connect("postgres").await?, server.superuser("postgres"));
+    // Side by side: what the owner's part changes waits in Postgres for the stream, which confirms commits.
+    let (streaming, (), (), watching) = tokio::try_join!(
+        elected.stream(config),
+        settle_owner(spec, &server, &client),
+        owner_extensions::offer(&client, directory, spec.project.as_str()),
+        server.connect("postgres")
+    )?;
+    steps.done("streaming to the keepers, and the owner");
+    let idle = Idleness::new(spec.suspend_after, watching, server.superuser("postgres"));
     let cutter = Cutter {
         majority: streaming.majority(),
         recoverable: streaming.recoverable(),
@@ -132,6 +161,13 @@ async fn start_ordinary(
     };
     let (project, branch, wal) = (spec.project.clone(), spec.branch, directory.wal());
     Ok(Started { project, branch, wal, server, streaming, cutter, idle })
+}
+
+/// The owner's role, database and password, as the configuration has them.
+async fn settle_owner(spec: &ComputeSpec, server: &Server, client: &Client) -> Result<()> {
+    let (project, owner, password) = (spec.project.as_str(), &spec.owner, &spec.owner_password);
+    provision::provision(client, project, owner, password).await?;
+    provision::settle_password(server, client, project, owner, password).await
 }
 
 /// Mounts the manifest's pages.

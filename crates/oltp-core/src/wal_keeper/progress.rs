@@ -92,6 +92,8 @@ impl Progress {
         positions.sort_unstable();
         // Sorted ascending, more than half of them stand at or above this one.
         let have = positions.get((positions.len() - 1) / 2).copied().unwrap_or_default();
+        // Telling waits for whoever looks at the position now, and they may look at the keepers next.
+        drop(keepers);
         self.majority.send_if_modified(|majority| {
             let more = have > *majority;
             *majority = have.max(*majority);
@@ -117,7 +119,9 @@ impl Progress {
             keeper.state = KeeperState::Lost { to };
         }
         let lost = keepers.iter().filter(|keeper| matches!(keeper.state, KeeperState::Lost { .. })).count();
-        if keepers.len() - lost < keepers.len() / 2 + 1 {
+        let majority_is_lost = keepers.len() - lost < keepers.len() / 2 + 1;
+        drop(keepers);
+        if majority_is_lost {
             self.fenced.send_replace(Some(to));
         }
     }
@@ -130,6 +134,8 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn progress(flushed: &[u64]) -> Progress {
@@ -158,6 +164,32 @@ mod tests {
     fn a_keeper_that_lost_a_little_takes_nothing_back_from_the_majority() {
         let progress = progress(&[9, 9, 0]);
         progress.flushed(0, Lsn(5));
+        assert_eq!(*progress.majority().borrow(), Lsn(9));
+    }
+
+    #[test]
+    fn who_looks_at_the_majority_and_then_at_the_keepers_stops_nobody() {
+        let progress = Arc::new(progress(&[1]));
+        let receiver = progress.majority();
+        let looking = receiver.borrow();
+        let flushing = {
+            let progress = Arc::clone(&progress);
+            std::thread::spawn(move || progress.flushed(0, Lsn(9)))
+        };
+        let (seen, sees) = std::sync::mpsc::channel();
+        {
+            let progress = Arc::clone(&progress);
+            std::thread::spawn(move || {
+                while progress.snapshot().iter().any(|keeper| keeper.flushed < Lsn(9)) {
+                    std::thread::yield_now();
+                }
+                seen.send(()).unwrap();
+            });
+        }
+        let limit = std::time::Duration::from_secs(60);
+        sees.recv_timeout(limit).expect("the keepers are seen while somebody looks at the majority");
+        drop(looking);
+        flushing.join().unwrap();
         assert_eq!(*progress.majority().borrow(), Lsn(9));
     }
 

@@ -249,14 +249,20 @@ impl Streaming {
 
     /// How it stands.
     pub fn status(&self) -> StreamStatus {
+        // One after the other: what is borrowed from a channel keeps its sender waiting, and inside one expression all
+        // of it would be borrowed together.
+        let majority = *self.majority().borrow();
+        let archived = *self.proposal.archived.borrow();
+        let waiting_since = *self.waiting_since.borrow();
+        let archive_trouble = self.trouble.borrow().clone();
         StreamStatus {
             term: self.term,
             received: self.proposal.window.head(),
-            majority: *self.majority().borrow(),
-            archived: *self.proposal.archived.borrow(),
+            majority,
+            archived,
             keepers: self.proposal.progress.snapshot(),
-            waiting_since: *self.waiting_since.borrow(),
-            archive_trouble: self.trouble.borrow().clone(),
+            waiting_since,
+            archive_trouble,
         }
     }
 

@@ -211,8 +211,15 @@ impl BuiltIn {
         let missing = || CoreError::NoSuchBranch { project: project.to_string(), branch: branch.to_string() };
         let record = record.ok_or_else(missing)?;
         let database = core_database(config, project);
-        let installation =
-            find_installation(self.settings.postgres_bin.as_deref(), record.postgres_major).await?;
+        // Somebody waits for the branch, and each of these goes to another program or to the store.
+        let (installation, owner_password, superuser_password) = tokio::try_join!(
+            async {
+                let bin = self.settings.postgres_bin.as_deref();
+                Ok(find_installation(bin, record.postgres_major).await?)
+            },
+            self.owner_password(config, project),
+            async { Ok(kept_secret(self.pages.storage(), project, Secret::Superuser).await?) },
+        )?;
         let suspend_after = self.settings.suspend_after;
         Ok(ComputeSpec {
             pages: self.pages.clone(),
@@ -229,8 +236,8 @@ impl BuiltIn {
             suspend_after: (!suspend_after.is_zero()).then(|| suspend_after.duration()),
             cut_every: CUT_EVERY,
             owner: record.owner,
-            owner_password: self.owner_password(config, project).await?,
-            superuser_password: kept_secret(self.pages.storage(), project, Secret::Superuser).await?,
+            owner_password,
+            superuser_password,
             settings: database.map(|database| database.settings.clone()).unwrap_or_default(),
         })
     }

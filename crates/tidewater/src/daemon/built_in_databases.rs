@@ -5,9 +5,10 @@
 //! cannot be separated from the server; a database that is made there lies in an ordinary folder, under an ordinary
 //! Postgres of the daemon's, and stays there.
 //!
-//! All are up before the syncs and stop after them.
+//! Those that are synced are up before the syncs and stop after them; the others sleep until somebody connects.
 
 use super::DaemonError;
+use super::core_metrics::{CoreMetrics, LOOK_EVERY};
 use crate::built_in::{BuiltIn, BuiltInDatabase};
 use crate::config::{Config, CoreDatabase, Database};
 use oltp_core::ids::ProjectName;
@@ -40,7 +41,7 @@ pub struct Databases {
     core: Option<BuiltIn>,
 }
 
-/// Starts every `core` database, and says how each database of the configuration is reached.
+/// Makes every `core` database, starts those that are synced, and says how each database of the configuration is reached.
 pub async fn start_all(config: &Config, file: &Path) -> Result<Databases, DaemonError> {
     let mut databases = Databases::default();
     let started = databases.start_each(config, file).await;
@@ -85,12 +86,19 @@ impl Databases {
         let failed = |source| DaemonError::Core { database: name.to_owned(), source };
         let project = ProjectName::new(name).map_err(failed)?;
         let branch = core.ensure_project(&project, database).await?;
-        core.computes().ensure_running(&project, branch).await.map_err(failed)?;
+        let synced = is_synced(config, name);
+        if synced {
+            core.computes().ensure_running(&project, branch).await.map_err(failed)?;
+        }
         let main = oltp_core::ids::BranchName::new(oltp_core::gateway::MAIN_BRANCH).map_err(failed)?;
         let url = core.url(config, &project, &main).await?;
         let source = SourceConfig::from_url(url.expose_secret(), None, None, None)
             .map_err(|error| source_error(name, error))?;
-        tracing::info!(database = %name, place = %source.place(), "built-in Postgres is running");
+        if synced {
+            tracing::info!(database = %name, place = %source.place(), "built-in Postgres is running");
+        } else {
+            tracing::info!(database = %name, place = %source.place(), "built-in Postgres is ready: its first connection starts it");
+        }
         let built_in = BuiltInDatabase::new(core.pages().clone(), core.computes().clone(), project);
         self.built_in.insert(name.to_owned(), built_in);
         Ok(source)
@@ -150,6 +158,13 @@ fn storage_folder(config: &Config) -> PathBuf {
     PathBuf::from(config.core_settings().storage.as_str())
 }
 
+/// Whether somebody connects at once, and all day. Every other database sleeps until it is needed, however many
+/// there are.
+fn is_synced(config: &Config, name: &str) -> bool {
+    config.to_lake.iter().any(|entry| entry.database == name)
+        || config.to_postgres.iter().any(|entry| entry.database == name)
+}
+
 /// Whether a database lies in an ordinary folder, or has to be made in one.
 fn is_ordinary(config: &Config, name: &str) -> bool {
     let storage = storage_folder(config);
@@ -203,7 +218,12 @@ async fn keep_core(
         }
     };
     let gateway = core.gateway();
-    tokio::join!(watch_keeper, gateway.supervise(until.clone()), keep_house(&core, &projects, &until));
+    tokio::join!(
+        watch_keeper,
+        gateway.supervise(until.clone()),
+        keep_house(&core, &projects, &until),
+        keep_metrics(&core, &until)
+    );
     gateway.stop().await?;
     let listed = |source| DaemonError::BuiltIn(Box::new(source));
     let running = core.computes().list().await.map_err(|source| listed(source.into()))?;
@@ -219,6 +239,19 @@ async fn keep_core(
         keeper.stop().await?;
     }
     outcome
+}
+
+async fn keep_metrics(core: &BuiltIn, until: &CancellationToken) {
+    let mut metrics = CoreMetrics::default();
+    loop {
+        if let Err(error) = metrics.look(core.computes()).await {
+            tracing::debug!(error = %super::error_chain(&error), "how the branches are cannot be told");
+        }
+        tokio::select! {
+            () = until.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
 }
 
 /// Deletes branches whose time is over, and what nobody can come back to any more.

@@ -11,6 +11,7 @@ mod batch;
 mod built_in_databases;
 mod commit_info;
 mod consistent_points;
+mod core_metrics;
 mod crash_point;
 mod dead_letters;
 mod error;

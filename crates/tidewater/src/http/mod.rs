@@ -63,6 +63,8 @@ pub fn router(api: Api, access: Access) -> Router {
         .route("/api/v1/branches/{branch}", delete(core_routes::delete))
         .route("/api/v1/branches/{branch}/reset", post(core_routes::reset))
         .route("/api/v1/branches/{branch}/restore", post(core_routes::restore))
+        .route("/api/v1/computes/{branch}/suspend", post(core_routes::suspend))
+        .route("/api/v1/computes/{branch}/wake", post(core_routes::wake))
         .route("/api/v1/reload", post(reload))
         .layer(middleware::from_fn_with_state(Arc::new(access), authorise));
     Router::new()
@@ -71,6 +73,7 @@ pub fn router(api: Api, access: Access) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(|State(api): State<Api>| async move { Json(api.board.snapshot()) }))
         .route("/api/v1/verifications/{id}", get(table_routes::verification))
+        .route("/api/v1/branches", get(core_routes::list))
         .route("/api/v1/computes", get(core_routes::computes))
         .merge(changing)
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such route") })

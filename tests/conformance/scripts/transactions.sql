@@ -1,0 +1,116 @@
+-- Savepoints, isolation, cursors, two-phase commit, LISTEN and NOTIFY, temporary and unlogged tables, locks.
+CREATE SCHEMA transactions;
+SET search_path = transactions, public;
+CREATE TABLE t (id int PRIMARY KEY, v text);
+
+BEGIN;
+INSERT INTO t VALUES (1, 'kept');
+SAVEPOINT a;
+INSERT INTO t VALUES (2, 'gone');
+SAVEPOINT b;
+INSERT INTO t VALUES (1, 'duplicate');
+ROLLBACK TO b;
+INSERT INTO t VALUES (3, 'gone too');
+ROLLBACK TO a;
+INSERT INTO t VALUES (4, 'kept');
+RELEASE a;
+COMMIT;
+SELECT * FROM t ORDER BY id;
+
+BEGIN;
+SELECT 1 / 0;
+SELECT 'refused';
+COMMIT;
+
+BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE;
+SELECT count(*) FROM t;
+INSERT INTO t VALUES (5, 'refused');
+ROLLBACK;
+
+BEGIN;
+INSERT INTO t SELECT n, 'row ' || n FROM generate_series(10, 400) n;
+DECLARE walk SCROLL CURSOR FOR SELECT id FROM t ORDER BY id;
+FETCH 3 FROM walk;
+MOVE FORWARD 100 IN walk;
+FETCH NEXT FROM walk;
+FETCH BACKWARD 2 FROM walk;
+FETCH LAST FROM walk;
+DECLARE change CURSOR FOR SELECT * FROM t WHERE id >= 10 ORDER BY id FOR UPDATE;
+FETCH 2 FROM change;
+UPDATE t SET v = 'by cursor' WHERE CURRENT OF change;
+DECLARE held CURSOR WITH HOLD FOR SELECT * FROM t WHERE id < 14 ORDER BY id;
+COMMIT;
+FETCH ALL FROM held;
+CLOSE held;
+FETCH NEXT FROM walk;
+
+BEGIN;
+INSERT INTO t VALUES (1001, 'prepared');
+PREPARE TRANSACTION 'one';
+BEGIN;
+INSERT INTO t VALUES (1002, 'prepared and undone');
+PREPARE TRANSACTION 'two';
+SELECT gid, owner, database FROM pg_prepared_xacts ORDER BY gid;
+SELECT count(*) FROM t WHERE id > 1000;
+PREPARE TRANSACTION 'none';
+BEGIN;
+INSERT INTO t VALUES (1003, 'x');
+PREPARE TRANSACTION 'one';
+COMMIT PREPARED 'one';
+ROLLBACK PREPARED 'two';
+COMMIT PREPARED 'two';
+SELECT * FROM t WHERE id > 1000 ORDER BY id;
+
+LISTEN news;
+NOTIFY news, 'first';
+SELECT pg_notify('news', 'second');
+BEGIN;
+NOTIFY news, 'never';
+ROLLBACK;
+BEGIN;
+NOTIFY news, 'once';
+NOTIFY news, 'once';
+COMMIT;
+SELECT pg_listening_channels();
+UNLISTEN *;
+NOTIFY news, 'unheard';
+
+CREATE TEMPORARY TABLE passing (id int PRIMARY KEY, v text) ON COMMIT DELETE ROWS;
+BEGIN;
+INSERT INTO passing SELECT n, repeat('x', n) FROM generate_series(1, 1000) n;
+SELECT count(*), sum(length(v)) FROM passing;
+COMMIT;
+SELECT count(*) FROM passing;
+CREATE TEMPORARY SEQUENCE passing_number;
+SELECT nextval('passing_number'), nextval('passing_number');
+CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY, v text);
+INSERT INTO unlogged SELECT n, md5(n::text) FROM generate_series(1, 5000) n;
+SELECT count(*), md5(string_agg(v, '' ORDER BY id)) FROM unlogged;
+ALTER TABLE unlogged SET LOGGED;
+ALTER TABLE unlogged SET UNLOGGED;
+SELECT count(*), md5(string_agg(v, '' ORDER BY id)) FROM unlogged;
+
+BEGIN;
+LOCK TABLE t IN ACCESS EXCLUSIVE MODE NOWAIT;
+SELECT mode, granted FROM pg_locks WHERE relation = 't'::regclass ORDER BY mode;
+ROLLBACK;
+SELECT pg_try_advisory_lock(42), pg_try_advisory_lock_shared(43);
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+SELECT pg_advisory_unlock_all();
+SET statement_timeout = '50ms';
+SELECT pg_sleep(20);
+RESET statement_timeout;
+SET lock_timeout = '20ms';
+SET synchronous_commit = off;
+INSERT INTO t VALUES (2000, 'off');
+SET synchronous_commit = local;
+INSERT INTO t VALUES (2001, 'local');
+RESET synchronous_commit;
+PREPARE by_id (int) AS SELECT v FROM t WHERE id = $1;
+EXECUTE by_id(2000);
+EXECUTE by_id(2001);
+DEALLOCATE by_id;
+DISCARD ALL;
+SELECT txid_current_if_assigned() IS NULL;
+\echo :ERROR :SQLSTATE
+SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM transactions.t;
