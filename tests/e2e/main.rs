@@ -4,6 +4,7 @@
 
 mod consistent_points;
 mod core_daemon;
+mod core_trouble;
 mod crashes;
 mod dead_letters;
 mod first_load;

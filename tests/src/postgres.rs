@@ -141,7 +141,7 @@ impl Postgres {
     async fn signal(&mut self, signal: Signal) {
         let Some(mut process) = self.process.take() else { return };
         if let Some(pid) = process.id() {
-            send(pid, signal);
+            super::postgres::signal(pid, signal);
         }
         process.wait().await.unwrap();
     }
@@ -151,7 +151,7 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         // Immediate shutdown, so that the backends go too; kill_on_drop covers a postmaster that hangs.
         if let Some(pid) = self.process.as_ref().and_then(Child::id) {
-            send(pid, Signal::QUIT);
+            signal(pid, Signal::QUIT);
         }
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None)))
@@ -177,10 +177,11 @@ async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
 
 /// Ends a process the hard way.
 pub fn kill9(pid: u32) {
-    send(pid, Signal::KILL);
+    signal(pid, Signal::KILL);
 }
 
-pub(crate) fn send(pid: u32, signal: Signal) {
+/// Sends a signal; a process that is gone is no error.
+pub fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     match rustix::process::kill_process(pid, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}

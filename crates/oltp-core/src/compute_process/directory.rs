@@ -15,7 +15,7 @@
 //! Nothing here is needed to start the branch elsewhere: deleting it costs fetching pages again.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -107,7 +107,8 @@ impl ComputeDirectory {
         control_socket(&self.root)
     }
 
-    /// Where Postgres's socket lies, absolute; and the same as the postmaster is told.
+    /// Where Postgres's socket lies, absolute; and the same as the postmaster is told. Empty: what a killed postmaster
+    /// left there would keep the next one out for as long as anything has its number, be it a zombie or a stranger.
     ///
     /// The server's own working directory is `data`, so the relative form serves it even when the way
     /// there is closed to it. A client needs the absolute one, whose length is limited; past that limit
@@ -122,6 +123,15 @@ impl ComputeDirectory {
         };
         private_file::create_directory(&absolute, 0o700)?;
         self.own_socket_directory(&absolute)?;
+        for left in [SOCKET_NAME.to_owned(), format!("{SOCKET_NAME}.lock")] {
+            let path = absolute.join(left);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(CoreError::io("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
         Ok((absolute, argument))
     }
 
@@ -259,6 +269,18 @@ mod tests {
         assert!(stranger.try_wait().unwrap().is_none());
         stranger.kill().unwrap();
         stranger.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_postmaster_left_beside_its_socket_is_gone_before_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = ComputeDirectory::claim(folder.path()).await.unwrap();
+        let (run, _) = directory.socket_directory().unwrap();
+        let lock = run.join(format!("{SOCKET_NAME}.lock"));
+        // Of a process that lives: its number has gone to somebody else.
+        std::fs::write(&lock, format!("{}\n", std::process::id())).unwrap();
+        directory.socket_directory().unwrap();
+        assert!(!lock.exists());
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! acknowledged, so the manifest that is read then, and the log that was elected, are the branch.
 
 mod branch_beginning;
+mod catalog_horizon;
 mod control;
 mod control_file;
 mod cutting;
@@ -119,6 +120,7 @@ pub async fn run(spec: ComputeSpec, shutdown: CancellationToken) -> Result<End> 
         archived: Lsn::ZERO,
         commits_wait: None,
         store_trouble: None,
+        archive_trouble: None,
         started_at: Timestamp::now(),
     });
     let (_socket, requests) = control::listen(directory.control_socket(), watched)?;

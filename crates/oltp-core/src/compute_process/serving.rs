@@ -123,10 +123,12 @@ fn show(board: &watch::Sender<Status>, streaming: &Streaming) {
         status.majority = stream.majority;
         status.archived = stream.archived;
         status.commits_wait = stream.waiting_for(WAITING_IS_NOTICED);
-        if let Some(trouble) = &stream.archive_trouble {
-            status.store_trouble =
-                Some(format!("no WAL is archived since {}: {}", trouble.since, trouble.problem));
-        }
+        status.archive_trouble = stream.archive_trouble.map(|trouble| {
+            format!(
+                "no WAL has been archived since {}: {}; the keepers hold it",
+                trouble.since, trouble.problem
+            )
+        });
     });
 }
 

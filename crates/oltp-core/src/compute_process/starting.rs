@@ -9,6 +9,7 @@ use postgres_connector::{Host, SourceConfig, TlsMode};
 use tokio::sync::watch;
 
 use super::branch_beginning::begin_branch;
+use super::catalog_horizon::CatalogHorizon;
 use super::control::{State, Status};
 use super::cutting::{Cutter, Publisher};
 use super::idleness::Idleness;
@@ -111,6 +112,9 @@ async fn start_ordinary(
     });
     publisher.continue_wal(head.timeline, placed);
     let (client, ()) = tokio::try_join!(server.wait_until_ready(), publisher.publish_in_service())?;
+    let mut horizon = CatalogHorizon::default();
+    horizon.hold(&client, spec.project.as_str()).await;
+    horizon.published(&client, spec.project.as_str()).await?;
     let config = StreamConfig { postgres: superuser_source(spec, &server), origin: placed };
     // From here on commits are confirmed.
     let streaming = elected.stream(config).await?;
@@ -126,6 +130,7 @@ async fn start_ordinary(
         publisher,
         data: directory.data(),
         client,
+        horizon,
         timeline: head.timeline,
         board: board.clone(),
         every: spec.cut_every,

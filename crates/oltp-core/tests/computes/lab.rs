@@ -184,7 +184,13 @@ impl Running {
     }
 
     pub async fn ask(&self, question: Question) -> Answer {
-        compute_process::ask(&self.socket, question).await.unwrap().unwrap()
+        self.asking(question).await
+    }
+
+    /// The same for a task.
+    pub fn asking(&self, question: Question) -> impl Future<Output = Answer> + use<> {
+        let socket = self.socket.clone();
+        async move { compute_process::ask(&socket, question).await.unwrap().unwrap() }
     }
 
     pub async fn suspend(self) -> End {

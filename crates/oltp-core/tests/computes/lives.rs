@@ -104,6 +104,44 @@ async fn two_computes_never_write_one_branch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moved_on_before_a_crash_decodes_again_from_where_it_comes_back() {
+    let lab = Lab::new().await;
+    let main = lab.project().await;
+    let mut spec = lab.spec(main).await;
+    spec.cut_every = std::time::Duration::from_secs(3600);
+    let compute = lab.try_start(spec).await.unwrap();
+    let (client, superuser) = (compute.owner().await, compute.superuser(&lab).await);
+    client.batch_execute("CREATE TABLE kept (a int)").await.unwrap();
+    client.query("SELECT pg_create_logical_replication_slot('s', 'test_decoding')", &[]).await.unwrap();
+    let Answer::Published { .. } = compute.ask(Question::Cut).await else { panic!("no manifest") };
+    // Tables that are gone again: their rows are decoded with what the catalogs had of them.
+    let changes = "SELECT data FROM pg_logical_slot_get_changes('s', NULL, NULL)";
+    for round in 0..20 {
+        client
+            .batch_execute(&format!(
+                "CREATE TABLE brief_{round} AS SELECT {round} AS n; DROP TABLE brief_{round}; \
+                 INSERT INTO kept VALUES ({round})"
+            ))
+            .await
+            .unwrap();
+        superuser.batch_execute("SELECT pg_log_standby_snapshot()").await.unwrap();
+        client.query(changes, &[]).await.unwrap();
+    }
+    superuser.batch_execute("VACUUM pg_class; VACUUM pg_attribute; VACUUM pg_type").await.unwrap();
+    client.batch_execute("INSERT INTO kept VALUES (100)").await.unwrap();
+    drop((client, superuser));
+    compute.kill().await;
+
+    let compute = lab.start(main).await;
+    let client = compute.owner().await;
+    let decoded = client.query(changes, &[]).await.unwrap();
+    let inserts = decoded.iter().filter(|row| row.get::<_, String>(0).contains("public.kept: INSERT"));
+    assert_eq!(inserts.count(), 21);
+    drop(client);
+    compute.suspend().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commits_wait_while_the_keeper_is_away_and_go_on_when_it_is_back() {
     let mut lab = Lab::new().await;
     let main = lab.project().await;

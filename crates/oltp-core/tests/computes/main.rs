@@ -7,6 +7,7 @@
 )]
 
 mod branching;
+mod invariants;
 mod kill_rounds;
 mod lab;
 mod lives;

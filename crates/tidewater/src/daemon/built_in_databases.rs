@@ -246,6 +246,9 @@ async fn tidy(core: &BuiltIn, project: &str) -> Result<(), CoreError> {
     for branch in core.branches().delete_expired(&project, Timestamp::now()).await? {
         tracing::info!(%project, %branch, "its time is over: deleted");
     }
+    for branch in core.branches().settle_names(&project).await? {
+        tracing::warn!(%project, %branch, "a restore or reset was cut short: the state before has this name now");
+    }
     core.pages().collect(&project, core.settings().retention.duration()).await?;
     Ok(())
 }
