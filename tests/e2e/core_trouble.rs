@@ -96,6 +96,22 @@ async fn a_commit_that_the_keepers_lack_is_not_in_the_lake() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_cannot_start_leaves_no_process_behind() {
+    let site = Site::with_core("");
+    let configuration = std::fs::read_to_string(site.path().join("tidewater.yaml")).unwrap();
+    let (_, listen) = configuration.split_once("storage: ./core, listen: \"").unwrap();
+    let taken = std::net::TcpListener::bind(listen.split('"').next().unwrap()).unwrap();
+    let ended = site.command(&["run"]).await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("gateway"), "{}", ended.stderr);
+    for kind in [CoreProcess::Keeper, CoreProcess::Gateway, CoreProcess::Compute] {
+        assert_eq!(site.core_processes(kind), [], "{kind:?}");
+    }
+    drop(taken);
+    site.start().await.stop().await;
+}
+
+#[tokio::test]
 async fn two_of_three_keepers_are_enough_and_with_one_commits_wait_and_the_status_says_so() {
     let folder = TempDir::with_prefix("tidewater-keepers-").unwrap();
     let mut keepers: Vec<KeeperProcess> =

@@ -37,7 +37,7 @@ pub use delta_log::{
     compactions, is_behind_the_slot, kinds, last_txn, none_is_behind_the_slot, operations, property,
 };
 pub use keeper::KeeperProcess;
-pub use postgres::{Postgres, kill9, signal};
+pub use postgres::{Postgres, kill9, pgbench, signal};
 pub use reader::{Engine, LakeTable, Reader};
 pub use s3_faults::{Fault, Faults};
 pub use s3_server::S3Server;

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use oltp_core::{Installation, ServiceUser, find_installation, run_bounded, server_command};
+use oltp_core::{
+    Installation, POSTGRES_BIN_VARIABLE, ServiceUser, find_installation, run_bounded, server_command,
+};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tokio::process::Child;
@@ -173,6 +175,15 @@ async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
     // A test that kills the server learns of the broken session from its own statements.
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// The `pgbench` of the installation that the tests run on; ends with whoever holds it.
+pub fn pgbench() -> tokio::process::Command {
+    let folder = std::env::var_os(POSTGRES_BIN_VARIABLE).map(PathBuf::from);
+    let program = folder.map_or_else(|| PathBuf::from("pgbench"), |folder| folder.join("pgbench"));
+    let mut command = tokio::process::Command::new(program);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
 }
 
 /// Ends a process the hard way.

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::process::{Child, Command};
+use tidewater_e2e::pgbench;
+use tokio::process::Child;
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
 
@@ -69,15 +70,8 @@ pub async fn open_shop(url: &str) {
         ))
         .await
         .unwrap();
-    let ended = pgbench(&["-i", "-q", url]).stdout(Stdio::null()).output().await.unwrap();
+    let ended = pgbench().args(["-i", "-q", url]).output().await.unwrap();
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
-}
-
-fn pgbench(arguments: &[&str]) -> Command {
-    let folder = std::env::var_os("TIDEWATER_POSTGRES_BIN").map(std::path::PathBuf::from);
-    let mut command = Command::new(folder.map_or_else(|| "pgbench".into(), |folder| folder.join("pgbench")));
-    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    command
 }
 
 async fn connect(url: &str) -> Result<Client, String> {
@@ -130,8 +124,9 @@ impl Application {
         }
         sessions.spawn(look_on(url.to_owned(), ledgers.clone(), Arc::clone(&shared)));
         sessions.spawn(administer(url.to_owned(), StdRng::seed_from_u64(seed), Arc::clone(&shared)));
-        let mut command = pgbench(&["-n", "-c", "2", "-T", "3600", url]);
-        let pgbench = command.stdout(Stdio::null()).spawn().unwrap();
+        let mut command = pgbench();
+        command.args(["-n", "-c", "2", "-T", "3600", url]).stdout(Stdio::null()).stderr(Stdio::null());
+        let pgbench = command.spawn().unwrap();
         Application { ledgers: ledgers.clone(), shared, sessions, pgbench }
     }
 

@@ -23,40 +23,61 @@ use crate::{CoreError, Result};
 /// Two take turns: one of the newest manifest, one of the cut under way.
 const NAMES: [&str; 2] = ["tidewater_horizon_0", "tidewater_horizon_1"];
 
-/// Copies the slot that needs the oldest catalogs; no row, no such slot.
-const HOLD: &str = "\
-    SELECT pg_catalog.pg_copy_logical_replication_slot(hindmost.slot_name, $1, true) IS NULL FROM \
-    (SELECT slot_name FROM pg_catalog.pg_replication_slots \
-     WHERE slot_type = 'logical' AND NOT temporary AND catalog_xmin IS NOT NULL AND wal_status <> 'lost' \
-     ORDER BY pg_catalog.age(catalog_xmin) DESC LIMIT 1) hindmost";
+/// The slot that needs the oldest catalogs, and how old.
+const HINDMOST: &str = "\
+    SELECT slot_name::text, catalog_xmin::text FROM pg_catalog.pg_replication_slots \
+    WHERE slot_type = 'logical' AND NOT temporary AND catalog_xmin IS NOT NULL AND wal_status <> 'lost' \
+    ORDER BY pg_catalog.age(catalog_xmin) DESC LIMIT 1";
+
+const COPY: &str =
+    "SELECT FROM pg_catalog.pg_copy_logical_replication_slot($1::text::name, $2::text::name, true)";
 
 /// Drops a slot, if it is there.
-const RELEASE: &str = "\
-    SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+const DROP: &str = "\
+    SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
+    WHERE slot_name = $1::text::name";
 
 /// What is held, by the session that all of this goes through: temporary slots end with it.
 #[derive(Debug, Default)]
 pub(crate) struct CatalogHorizon {
-    /// Which name holds for the newest manifest.
+    /// Which name holds for the newest manifest, and since which transaction; nothing without slots.
     newest: usize,
+    held: Option<String>,
+    /// What the cut under way needs, when that is something else.
+    coming: Option<Option<String>>,
 }
 
 impl CatalogHorizon {
     /// Holds what the slots need as they are now, beside what is held already. Goes before a cut, so that what the cut
     /// has of the slots needs nothing older. A slot that cannot be copied is not worth a cut: it is said, and risked.
-    pub(crate) async fn hold(&self, client: &Client, project: &str) {
+    pub(crate) async fn hold(&mut self, client: &Client, project: &str) {
         if let Err(error) = self.try_hold(client, project).await {
             let error = super::control::chain(&error);
             tracing::warn!(%project, %error, "after a crash before the next cut a replication slot may lack catalog rows");
         }
     }
 
-    async fn try_hold(&self, client: &Client, project: &str) -> Result<()> {
-        let name = self.coming();
-        // Of a cut that failed.
-        release(client, project, name).await?;
-        let failed = CoreError::statement(project, "hold back vacuum for its replication slots");
-        client.query_opt(HOLD, &[&name]).await.map(drop).map_err(failed)
+    async fn try_hold(&mut self, client: &Client, project: &str) -> Result<()> {
+        let failed = || CoreError::statement(project, "hold back vacuum for its replication slots");
+        // Of a cut that failed; its copy goes before the next one.
+        self.coming = None;
+        let hindmost = client.query_opt(HINDMOST, &[]).await.map_err(failed())?;
+        let hindmost: Option<(String, String)> = match hindmost {
+            Some(row) => Some((row.try_get(0).map_err(failed())?, row.try_get(1).map_err(failed())?)),
+            None => None,
+        };
+        let since = hindmost.as_ref().map(|(_, since)| since.clone());
+        if since == self.held {
+            // Nothing has moved, and nothing is written: a database where nothing happens needs no cut.
+            return Ok(());
+        }
+        let name = NAMES.get(1 - self.newest).copied().unwrap_or_default();
+        client.execute(DROP, &[&name]).await.map_err(failed())?;
+        if let Some((slot, _)) = hindmost {
+            client.execute(COPY, &[&slot, &name]).await.map_err(failed())?;
+        }
+        self.coming = Some(since);
+        Ok(())
     }
 
     /// The manifest of the cut is published: what was held for the one before it may go.
@@ -64,17 +85,10 @@ impl CatalogHorizon {
     /// # Errors
     /// The server refuses.
     pub(crate) async fn published(&mut self, client: &Client, project: &str) -> Result<()> {
+        let Some(held) = self.coming.take() else { return Ok(()) };
         let old = NAMES.get(self.newest).copied().unwrap_or_default();
-        self.newest = 1 - self.newest;
-        release(client, project, old).await
+        (self.newest, self.held) = (1 - self.newest, held);
+        let failed = CoreError::statement(project, "let vacuum go on");
+        client.execute(DROP, &[&old]).await.map(drop).map_err(failed)
     }
-
-    fn coming(&self) -> &'static str {
-        NAMES.get(1 - self.newest).copied().unwrap_or_default()
-    }
-}
-
-async fn release(client: &Client, project: &str, name: &str) -> Result<()> {
-    let failed = CoreError::statement(project, "let vacuum go on");
-    client.execute(RELEASE, &[&name]).await.map(drop).map_err(failed)
 }

@@ -127,7 +127,9 @@ async fn a_slot_that_moved_on_before_a_crash_decodes_again_from_where_it_comes_b
         superuser.batch_execute("SELECT pg_log_standby_snapshot()").await.unwrap();
         client.query(changes, &[]).await.unwrap();
     }
-    superuser.batch_execute("VACUUM pg_class; VACUUM pg_attribute; VACUUM pg_type").await.unwrap();
+    for catalog in ["pg_class", "pg_attribute", "pg_type"] {
+        superuser.batch_execute(&format!("VACUUM {catalog}")).await.unwrap();
+    }
     client.batch_execute("INSERT INTO kept VALUES (100)").await.unwrap();
     drop((client, superuser));
     compute.kill().await;

@@ -11,3 +11,4 @@ mod invariants;
 mod kill_rounds;
 mod lab;
 mod lives;
+mod restores;
