@@ -96,6 +96,25 @@ async fn a_commit_that_the_keepers_lack_is_not_in_the_lake() {
 }
 
 #[tokio::test]
+async fn a_session_that_waits_when_the_compute_process_is_killed_gets_its_end_without_anybody_new() {
+    let site = site(json!({"storage": "./core", "suspend_after": "0s"}));
+    let daemon = site.start().await;
+    let url = site.branch_url("main").await;
+    let client = connect(&url).await;
+    client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await.unwrap();
+    for pid in site.core_processes(CoreProcess::Compute) {
+        kill9(pid);
+    }
+    // Its outcome is unknown; that it has one is what counts.
+    let answered = tokio::time::timeout(SOON, client.batch_execute("INSERT INTO t VALUES (2)")).await;
+    assert!(answered.is_ok(), "the commit of a branch without a compute process has no end");
+    let client = connect(&url).await;
+    assert!([1, 2].contains(&number(&client, "SELECT count(*) FROM t").await));
+    drop(client);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_daemon_that_cannot_start_leaves_no_process_behind() {
     let site = Site::with_core("");
     let configuration = std::fs::read_to_string(site.path().join("tidewater.yaml")).unwrap();

@@ -160,10 +160,7 @@ impl ComputeDirectory {
     async fn end_orphan(&self) -> Result<()> {
         let path = self.root.join("postmaster");
         let Some(text) = private_file::read(&path)? else { return Ok(()) };
-        let Some((pid, started)) = text.split_once(' ') else { return Ok(()) };
-        let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.trim().parse::<u64>()) else {
-            return Ok(());
-        };
+        let Some((pid, started)) = remembered(&text) else { return Ok(()) };
         let waiting = Instant::now();
         while start_time(pid) == Some(started) && waiting.elapsed() < ORPHAN_LIMIT {
             if let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw)
@@ -180,6 +177,32 @@ impl ComputeDirectory {
         }
         std::fs::remove_file(&path).map_err(CoreError::io("remove", &path))
     }
+}
+
+/// Whether a postmaster in `root` has lost its compute process: its sessions wait for keepers that nobody forwards to.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(crate) fn is_orphaned(root: &Path) -> Result<bool> {
+    let Some(text) = private_file::read(&root.join("postmaster"))? else { return Ok(false) };
+    let lives = remembered(&text).is_some_and(|(pid, started)| start_time(pid) == Some(started));
+    if !lives {
+        return Ok(false);
+    }
+    let path = root.join("lock");
+    let lock = File::open(&path).map_err(CoreError::io("open", &path))?;
+    // Held for a moment: a compute that is being started asks again.
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(CoreError::io("look at", path)(error.into())),
+    }
+}
+
+/// Which process was remembered as the postmaster, and since when it has run.
+fn remembered(text: &str) -> Option<(u32, u64)> {
+    let (pid, started) = text.split_once(' ')?;
+    Some((pid.parse().ok()?, started.trim().parse().ok()?))
 }
 
 /// The control socket of the compute in `root`, at a path short enough for a socket.
@@ -281,6 +304,21 @@ mod tests {
         std::fs::write(&lock, format!("{}\n", std::process::id())).unwrap();
         directory.socket_directory().unwrap();
         assert!(!lock.exists());
+    }
+
+    #[tokio::test]
+    async fn a_postmaster_is_orphaned_once_nobody_holds_its_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_orphaned(folder.path()).unwrap());
+        let directory = ComputeDirectory::claim(folder.path()).await.unwrap();
+        let mut postmaster = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        directory.remember_postmaster(postmaster.id()).unwrap();
+        assert!(!is_orphaned(folder.path()).unwrap());
+        drop(directory);
+        assert!(is_orphaned(folder.path()).unwrap());
+        postmaster.kill().unwrap();
+        postmaster.wait().unwrap();
+        assert!(!is_orphaned(folder.path()).unwrap());
     }
 
     #[test]

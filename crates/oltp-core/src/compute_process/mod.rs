@@ -47,7 +47,7 @@ use crate::{CoreError, Result, Timestamp};
 
 pub(crate) use branch_beginning::archive_shut_down_wal;
 pub use control::{Answer, Question, State, Status, ask};
-pub(crate) use directory::{ComputeDirectory, control_socket};
+pub(crate) use directory::{ComputeDirectory, control_socket, is_orphaned};
 pub use server::PORT;
 pub(crate) use server::{Purpose, Server, log_tail, open_log};
 pub(crate) use wal_floor::read_control_file;

@@ -26,6 +26,9 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// What the system offers file systems of programs through.
 const FUSE_DEVICE: &str = "/dev/fuse";
 
+/// How soon the end of a compute process is noticed that its Postgres outlived: a look at a few small files.
+const COMPUTES_WATCHED_EVERY: Duration = Duration::from_secs(1);
+
 /// How often what has expired is looked for.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 
@@ -203,7 +206,12 @@ async fn keep_core(
         }
     };
     let gateway = core.gateway();
-    tokio::join!(watch_keeper, gateway.supervise(until.clone()), keep_house(&core, &projects, &until));
+    tokio::join!(
+        watch_keeper,
+        gateway.supervise(until.clone()),
+        watch_computes(&core, &until),
+        keep_house(&core, &projects, &until)
+    );
     gateway.stop().await?;
     let listed = |source| DaemonError::BuiltIn(Box::new(source));
     let running = core.computes().list().await.map_err(|source| listed(source.into()))?;
@@ -219,6 +227,32 @@ async fn keep_core(
         keeper.stop().await?;
     }
     outcome
+}
+
+/// Starts again what lost its compute process and cannot notice. A branch that sleeps or whose Postgres ended as well is
+/// woken by whoever needs it.
+async fn watch_computes(core: &BuiltIn, until: &CancellationToken) {
+    loop {
+        tokio::select! {
+            () = until.cancelled() => return,
+            () = tokio::time::sleep(COMPUTES_WATCHED_EVERY) => {}
+        }
+        let revived = tokio::select! {
+            () = until.cancelled() => return,
+            revived = core.computes().revive_orphans() => revived,
+        };
+        match revived {
+            Ok(revived) => {
+                for (project, branch) in revived {
+                    tracing::error!(database = %project, %branch, "its compute process had ended and was started again");
+                }
+            }
+            Err(error) => {
+                let error = super::error_chain(&error);
+                tracing::error!(%error, "a branch whose compute process has ended does not come up again");
+            }
+        }
+    }
 }
 
 /// Deletes branches whose time is over, and what nobody can come back to any more.
