@@ -17,7 +17,7 @@ const BIG_ROWS: i32 = 200_000;
 /// The longest life of a daemon between two kills.
 const LIFE: u64 = 1500;
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     let seed = std::env::var("TIDEWATER_TEST_SEED")
         .map_or_else(|_| rand::rng().random(), |text| text.parse().unwrap());
     println!("TIDEWATER_TEST_SEED={seed}");

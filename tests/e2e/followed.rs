@@ -117,6 +117,15 @@ pub fn loads(table: &Path) -> usize {
     kinds(table).iter().filter(|kind| ["LOAD", "MEND"].contains(&kind.as_str())).count()
 }
 
+/// Waits until a query counts something.
+pub async fn wait_some(client: &Client, count: &str) {
+    let deadline = Instant::now() + SOON;
+    while client.query_one(count, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        assert!(Instant::now() < deadline, "none: {count}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Waits until a table was loaded this often.
 pub async fn wait_loads(table: &Path, count: usize) {
     let deadline = Instant::now() + SOON;

@@ -1,11 +1,9 @@
 //! What seeds of the crash oracle found, made small: one test for each bug.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use tidewater_e2e::{Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal};
 
-const SOON: Duration = Duration::from_secs(60);
+use crate::followed::{SOON, wait_some};
 
 fn state_of<'a>(status: &'a Value, table: &str) -> Option<&'a str> {
     status["tables"].as_array()?.iter().find(|shown| shown["table"] == table)?["state"].as_str()
@@ -49,9 +47,7 @@ async fn a_table_renamed_between_the_plan_and_the_publications_does_not_end_the_
     let mut daemon = site.spawn_armed("publications-before-change=1*sleep(2000)");
     // Its plan is made once it waits there, and has not been made before it has connected.
     let connected = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_current_wal%' AND pid <> pg_backend_pid()";
-    while client.query_one(connected, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    wait_some(&client, connected).await;
     client.batch_execute("ALTER TABLE orders RENAME TO sales").await.unwrap();
     daemon.wait_status(SOON, |status| state_of(status, "public.sales") == Some("streaming")).await;
     daemon.stop().await;
@@ -78,9 +74,7 @@ async fn status_shows_no_position_beyond_what_the_lake_holds_of_a_table() {
     // Behind the snapshot, which is exported while the table is shown as loading.
     let exported =
         "SELECT count(*) FROM pg_replication_slots WHERE temporary AND confirmed_flush_lsn IS NOT NULL";
-    while client.query_one(exported, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    wait_some(&client, exported).await;
     client.batch_execute("INSERT INTO orders VALUES (2)").await.unwrap();
     let position: String =
         client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap().get(0);

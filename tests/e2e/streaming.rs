@@ -6,7 +6,7 @@ use tidewater_e2e::{
     Engine, LakeTable, Postgres, Reader, S3Server, Shop, Site, Source, Traffic, assert_equal,
 };
 
-use crate::followed::{Followed, SOON, followed, rows_of};
+use crate::followed::{Followed, SOON, followed, rows_of, wait_some};
 
 /// A start, small loads and some flushes of 200 ms, by a debug build on a busy machine.
 const CAUGHT_UP: Duration = Duration::from_secs(15);
@@ -184,9 +184,7 @@ async fn a_transaction_that_was_open_when_the_daemon_started_arrives_once() {
     // A slot begins only once every transaction that is open then has ended: the server says who waits for it.
     let waits = "SELECT count(*) FROM pg_stat_activity
                  WHERE query LIKE 'CREATE_REPLICATION_SLOT%' AND wait_event = 'transactionid'";
-    while client.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_some(&client, waits).await;
     client.batch_execute("INSERT INTO orders VALUES (3, 'meanwhile')").await.unwrap();
     open.batch_execute("INSERT INTO orders VALUES (4, 'late'); COMMIT").await.unwrap();
     daemon.wait_streaming(SOON).await;

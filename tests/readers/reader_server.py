@@ -41,7 +41,7 @@ Without `columns`, all of them in the table's order.
 What goes wrong is an answer too: {"id":1,"error":"…","kind":"not_offered|failed|bad_request|timed_out"}. When an
 engine cannot read some columns of a table, `rows` still answers, with `"unreadable":{"column":"why"}` and the
 text `!unreadable` in their cells: one column that an engine misses must not hide what it reads in the others.
-Other fields: `timeout_seconds` (300), `limit` (100000 rows; a larger table is an error: use checksum).
+Other fields: `timeout_seconds` (300), `limit` (1000000 rows; a larger table is an error: use checksum).
 """
 
 import importlib
@@ -58,7 +58,7 @@ import source_sql
 
 ENGINES = ("spark", "duckdb", "polars", "deltalake")
 UNREADABLE = "!unreadable"
-DEFAULT_LIMIT = 100_000
+DEFAULT_LIMIT = 1_000_000
 DEFAULT_TIMEOUT_SECONDS = 300
 # A request is a few names and a path; more than this is a mistake of the caller.
 LONGEST_REQUEST_BYTES = 1 << 20

@@ -343,6 +343,13 @@ impl Daemon {
         status.unwrap_or_else(|_| panic!("the daemon goes on:\n{}", self.log())).unwrap().code()
     }
 
+    /// Its resident memory now, in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     /// How it ended, if it has.
     pub fn end(&mut self) -> Option<std::process::ExitStatus> {
         self.process.try_wait().unwrap()
@@ -391,7 +398,7 @@ impl Daemon {
     }
 
     /// Status code and body, or nothing while nobody listens.
-    async fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.control).await.ok()?;
             let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n");

@@ -12,7 +12,7 @@ use oltp_core::{
 };
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 use tokio_postgres::{Client, NoTls};
 
 use crate::daemon::free_port;
@@ -117,6 +117,19 @@ impl Postgres {
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// A client program of the same installation, such as `pgbench`, that works in `database`.
+    pub fn client_program(&self, name: &str, database: &str) -> Command {
+        let mut command = Command::new(self.installation.program(name));
+        command
+            .env("PGHOST", "127.0.0.1")
+            .env("PGPORT", self.port.to_string())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", database)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
     }
 
     /// What the server has logged so far.

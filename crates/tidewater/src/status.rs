@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use wal_decoder::Lsn;
 
 /// Where a table's rows go.
@@ -114,6 +115,8 @@ pub struct TableStatus {
     pub lag_bytes: Option<u64>,
     /// age of the oldest change it lacks
     pub lag_seconds: Option<f64>,
+    /// when that was so
+    pub lag_shown: Option<Instant>,
     /// rows it holds, or has loaded so far
     pub rows: Option<u64>,
     /// the oldest version that can be read, and when it was committed
@@ -137,11 +140,28 @@ impl TableStatus {
             version: None,
             lag_bytes: None,
             lag_seconds: None,
+            lag_shown: None,
             rows: None,
             oldest: None,
             error: None,
             note: None,
         }
+    }
+}
+
+impl TableStatus {
+    /// Shows how long the oldest change that it lacks has waited.
+    pub fn show_lag(&mut self, seconds: f64) {
+        self.lag_seconds = Some(seconds);
+        self.lag_shown = Some(Instant::now());
+    }
+
+    /// Nothing has arrived since the lag was shown last: it has grown with the time.
+    pub fn let_lag_grow(&mut self) -> f64 {
+        let passed = self.lag_shown.map_or(0.0, |shown| shown.elapsed().as_secs_f64());
+        let seconds = self.lag_seconds.unwrap_or_default() + passed;
+        self.show_lag(seconds);
+        seconds
     }
 }
 
@@ -309,6 +329,11 @@ impl StatusBoard {
                 .entry(database.to_owned())
                 .or_insert_with(|| SourceStatus { database: database.to_owned(), ..SourceStatus::default() }),
         );
+    }
+
+    /// The slot of a source, once it has one.
+    pub fn slot_of(&self, database: &str) -> Option<String> {
+        self.entries().sources.get(database)?.slot.clone()
     }
 
     /// Says that every source is on the board, or that the daemon is stopping.

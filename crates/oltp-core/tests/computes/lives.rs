@@ -155,6 +155,7 @@ async fn commits_wait_while_the_keeper_is_away_and_go_on_when_it_is_back() {
     let superuser = compute.superuser(&lab).await;
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     while number(&superuser, waiting).await == 0 {
+        assert!(!commit.is_finished(), "the commit did not wait");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     assert_eq!(number(&superuser, "SELECT count(*) FROM t").await, 0);

@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 /// How long a test waits for something that takes milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+const RETRY: Duration = Duration::from_millis(5);
+
 pub const PASSWORD: &str = "it's a secret";
 
 /// Starts the project `shop` when its branch `main` is asked for.
@@ -135,7 +137,7 @@ impl House {
         let started = Instant::now();
         while !what(&self.counters()) {
             assert!(started.elapsed() < PATIENCE, "{:?}", self.counters());
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -198,6 +200,15 @@ pub async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// Waits until something is so that nobody tells us of.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < PATIENCE, "in vain: {what}");
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 pub async fn text(client: &Client, query: &str) -> String {

@@ -1,6 +1,6 @@
 //! Names, authentication, programs, replication.
 
-use crate::house::{House, complaint, connect, printed, text};
+use crate::house::{House, complaint, connect, printed, text, until};
 
 #[tokio::test]
 async fn psql_and_its_kin_work_as_with_any_postgres() {
@@ -93,9 +93,7 @@ async fn a_session_passes_large_values_and_its_end_both_ways() {
     drop(client);
     house.until(|counters| counters.sessions_now == 0).await;
     let others = "SELECT count(*)::text FROM pg_stat_activity WHERE usename = 'ann'";
-    while text(&superuser, others).await != "0" {
-        tokio::task::yield_now().await;
-    }
+    until("its backend ends with it", async || text(&superuser, others).await == "0").await;
     house.close().await;
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use oltp_core::gateway::idle::{Busy, IdleWatch, Verdict};
 use tokio_postgres::{Client, Config};
 
-use crate::house::{House, PATIENCE, printed, text};
+use crate::house::{House, PATIENCE, printed, text, until};
 
 const SUSPEND_AFTER: Duration = Duration::from_millis(400);
 
@@ -42,6 +42,10 @@ impl Watched {
         }
     }
 
+    async fn is_streamed(&mut self) -> bool {
+        matches!(self.look().await, Verdict::Busy(Busy::Walsender { .. }))
+    }
+
     async fn backend(client: &Client) -> i32 {
         text(client, "SELECT pg_backend_pid()::text").await.parse().unwrap()
     }
@@ -69,10 +73,13 @@ async fn a_statement_or_an_open_transaction_keeps_a_database_awake() {
     assert_eq!(watched.settled().await, Verdict::Busy(Busy::Transaction { process_id }));
     client.batch_execute("ROLLBACK").await.unwrap();
     let running = tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(600)").await });
-    while watched.look().await != Verdict::Busy(Busy::Statement { process_id }) {}
+    until("the statement keeps it awake", async || {
+        watched.look().await == Verdict::Busy(Busy::Statement { process_id })
+    })
+    .await;
     running.abort();
     watched.client.execute("SELECT pg_terminate_backend($1)", &[&process_id]).await.unwrap();
-    while matches!(watched.look().await, Verdict::Busy(_)) {}
+    until("the statement has ended", async || !matches!(watched.look().await, Verdict::Busy(_))).await;
     assert_eq!(watched.settled().await, Verdict::MaySuspend);
     watched.house.close().await;
 }
@@ -104,10 +111,7 @@ async fn a_session_that_came_and_went_between_two_looks_was_activity() {
     assert_eq!(watched.settled().await, Verdict::MaySuspend);
     printed(watched.house.psql("shop", "SELECT 1").await);
     // Its count arrives when its process has ended.
-    let started = Instant::now();
-    while watched.look().await == Verdict::MaySuspend {
-        assert!(started.elapsed() < PATIENCE);
-    }
+    until("the session is noticed", async || watched.look().await != Verdict::MaySuspend).await;
     assert_eq!(watched.settled().await, Verdict::MaySuspend);
     // A session of ours is none.
     let own = watched.house.superuser().await;
@@ -134,10 +138,10 @@ async fn prepared_transactions_and_other_tools_streams_keep_a_database_awake() {
     printed(watched.house.psql("shop", slot).await);
     let mut receive = watched.house.program("pg_recvlogical");
     let receive = receive.args(["--dbname=shop", "--slot=s", "--start", "--file=/dev/null"]).spawn().unwrap();
-    while !matches!(watched.look().await, Verdict::Busy(Busy::Walsender { .. })) {}
+    until("the stream keeps it awake", async || watched.is_streamed().await).await;
     drop(receive);
     // Its walsender notices when it next writes.
-    while matches!(watched.look().await, Verdict::Busy(Busy::Walsender { .. })) {}
+    until("the stream has ended", async || !watched.is_streamed().await).await;
     assert_eq!(watched.settled().await, Verdict::MaySuspend);
     watched.house.close().await;
 }

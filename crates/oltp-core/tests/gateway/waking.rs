@@ -7,7 +7,7 @@ use oltp_core::gateway::GatewayLimits;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::house::{Furnishing, House, connect, text};
+use crate::house::{Furnishing, House, connect, text, until};
 
 #[tokio::test]
 async fn connections_wait_for_a_sleeping_database_and_it_is_woken_once() {
@@ -95,7 +95,7 @@ async fn a_server_that_is_still_starting_is_asked_again_and_not_by_the_client() 
     )
     .unwrap();
     // The postmaster has noticed once it has ended the others too.
-    while superuser.query_one("SELECT 1", &[]).await.is_ok() {}
+    until("the server is down", async || superuser.query_one("SELECT 1", &[]).await.is_err()).await;
     let asked = house.counters().wakes;
     let again = house.connect("shop").await.unwrap();
     assert_eq!(text(&again, "SELECT count(*)::text FROM t").await, "300000");

@@ -28,7 +28,9 @@ async fn a_cluster_in_the_store_runs_and_recovers_from_a_cut() {
     let mut load = server.client_program("pgbench");
     load.args(["-c", "4", "-T", "4", "-n"]).stdout(Stdio::null()).stderr(Stdio::null());
     let mut load = load.spawn().unwrap();
-    while number(&client, "SELECT count(*) FROM pgbench_history").await < 200 {}
+    while number(&client, "SELECT count(*) FROM pgbench_history").await < 200 {
+        assert!(load.try_wait().unwrap().is_none(), "pgbench ended early");
+    }
     let cut = mounted.cut().unwrap();
     let flush = flushed(&client).await;
     let captured = mounted.capture(cut).await.unwrap();

@@ -3,7 +3,11 @@
 //! A slot that does not move keeps every byte written since, until the disk is full or `max_slot_wal_keep_size` loses
 //! it. Whoever runs the source has to hear of that early, and not every ten seconds.
 
-use postgres_connector::{SlotStatus, WalStatus};
+use postgres_connector::{Client, SlotStatus, WalStatus};
+
+use super::SyncError;
+use super::source_sync::SourceSync;
+use crate::telemetry;
 
 /// Below this nobody's disk is in danger.
 const FIRST_WARNING: u64 = 1 << 30;
@@ -16,9 +20,23 @@ pub struct RetainedWal {
 }
 
 impl RetainedWal {
+    /// Looks at a sync's slot, shows what it retains, and warns of it if need be.
+    pub async fn look(&mut self, sync: &SourceSync, client: &Client, slot: &str) -> Result<(), SyncError> {
+        let slots = postgres_connector::list_slots(client, &sync.instance, &sync.database).await?;
+        let Some(slot) = slots.iter().find(|found| found.name == slot) else { return Ok(()) };
+        if let Some(warning) = self.warning(slot) {
+            tracing::warn!(database = %sync.database, "{warning}");
+        }
+        let retained = slot.retained_bytes;
+        metrics::gauge!(telemetry::SYNC_SLOT_RETAINED_WAL_BYTES, "database" => sync.database.clone())
+            .set(retained as f64);
+        sync.board.update_source(&sync.database, |source| source.retained_wal_bytes = Some(retained));
+        Ok(())
+    }
+
     /// What is to be said of the slot now, if anything: at 1 GiB and at each doubling, and once when it is about to be
     /// lost.
-    pub fn look(&mut self, slot: &SlotStatus) -> Option<String> {
+    fn warning(&mut self, slot: &SlotStatus) -> Option<String> {
         let retained = slot.retained_bytes;
         let in_danger = slot.wal_status == WalStatus::Unreserved;
         let newly_in_danger = in_danger && !self.in_danger;
@@ -72,11 +90,11 @@ mod tests {
         let mut retained = RetainedWal::default();
         let warned: Vec<bool> = [0, 1, 1, 2, 3, 4, 0, 1]
             .into_iter()
-            .map(|gib| retained.look(&slot(gib, WalStatus::Extended)).is_some())
+            .map(|gib| retained.warning(&slot(gib, WalStatus::Extended)).is_some())
             .collect();
         assert_eq!(warned, [false, true, false, true, false, true, false, true]);
-        let text = retained.look(&slot(1, WalStatus::Unreserved)).unwrap();
+        let text = retained.warning(&slot(1, WalStatus::Unreserved)).unwrap();
         assert!(text.contains("lost at the next checkpoint"), "{text}");
-        assert!(retained.look(&slot(1, WalStatus::Unreserved)).is_none());
+        assert!(retained.warning(&slot(1, WalStatus::Unreserved)).is_none());
     }
 }

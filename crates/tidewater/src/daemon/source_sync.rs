@@ -10,6 +10,7 @@
 //!
 //! When a connection breaks, all of it is dropped and done again.
 
+mod interruption;
 mod opening;
 
 use super::crash_point::death_point;
@@ -24,8 +25,8 @@ use crate::built_in::{BuiltInDatabase, Gate};
 use crate::config::{FlushPolicy, ToLake};
 use crate::requests::Requests;
 use crate::status::StatusBoard;
-use crate::telemetry;
 use delta_writer::{Lake, WriterOptions};
+use interruption::Interruption;
 use lake_sql::LakeSession;
 use oltp_core::ids::BranchId;
 pub use opening::OpenedTables;
@@ -36,6 +37,7 @@ use postgres_connector::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -96,14 +98,20 @@ impl SourceSync {
     /// Syncs until it is told to stop, has caught up (when that is asked for), or cannot go on.
     pub async fn run(mut self) -> Result<(), SyncError> {
         let mut wait = FIRST_RETRY;
-        let mut lag = Interruption::default();
+        let mut interruption = Interruption::default();
         let mut has_followed = false;
         loop {
             let began = Instant::now();
-            let attempt = match self.reach(has_followed).await {
-                Ok(()) => self.follow(&mut has_followed).await,
-                Err(error) => Err(error),
+            let follows = AtomicBool::new(false);
+            let attempt = async {
+                self.reach(has_followed).await?;
+                self.follow(&follows).await
             };
+            let attempt = interruption.shown_while(attempt, &follows).await;
+            if follows.swap(false, Ordering::Relaxed) {
+                has_followed = true;
+                interruption.is_over();
+            }
             let error = match attempt {
                 Ok(()) => return Ok(()),
                 Err(error) if self.shutdown.is_cancelled() => {
@@ -123,18 +131,18 @@ impl SourceSync {
             }
             if began.elapsed() > LONGEST_RETRY {
                 wait = FIRST_RETRY;
-                lag = Interruption::default();
             }
-            lag.show(&self.board, &self.database);
             let text = error_chain(&error);
             tracing::warn!(database = %self.database, error = %text, retry_in = ?wait, "sync is interrupted");
             self.board.update_source(&self.database, |source| {
                 source.connected = false;
                 source.error = Some(text);
             });
+            interruption.began(&self);
+            let pause = interruption.shown_while(tokio::time::sleep(wait), &follows);
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(LONGEST_RETRY),
+                () = pause => wait = (wait * 2).min(LONGEST_RETRY),
             }
         }
     }
@@ -170,7 +178,7 @@ impl SourceSync {
     }
 
     /// One attempt. When it returns, nothing of it runs any more: the next one may open the same tables.
-    async fn follow(&self, has_followed: &mut bool) -> Result<(), SyncError> {
+    async fn follow(&self, follows: &AtomicBool) -> Result<(), SyncError> {
         let tasks = TaskTracker::new();
         let prepared = tokio::select! {
             prepared = self.prepare(&tasks) => prepared,
@@ -179,7 +187,7 @@ impl SourceSync {
         };
         let result = match prepared {
             Ok(Some(sync)) => {
-                *has_followed = true;
+                follows.store(true, Ordering::Relaxed);
                 sync.run().await
             }
             Ok(None) => Ok(()),
@@ -392,24 +400,5 @@ impl SourceSync {
     /// How a table's files are written.
     pub fn writer_options(&self) -> WriterOptions {
         self.upkeep.writer_options(self.state_dir.join("index"))
-    }
-}
-
-/// Since when nothing arrives: the lag grows with it, whoever watches the figures must see that.
-#[derive(Debug, Default)]
-struct Interruption {
-    since: Option<Instant>,
-}
-
-impl Interruption {
-    fn show(&mut self, board: &StatusBoard, database: &str) {
-        let seconds = self.since.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
-        board.update_all(database, |table| {
-            table.lag_seconds = Some(table.lag_seconds.unwrap_or_default().max(seconds));
-            // How much has been written meanwhile is not known.
-            table.lag_bytes = None;
-            let labels = [("database", table.database.clone()), ("table", table.table.clone())];
-            metrics::gauge!(telemetry::SYNC_LAG_SECONDS, &labels).set(table.lag_seconds.unwrap_or_default());
-        });
     }
 }

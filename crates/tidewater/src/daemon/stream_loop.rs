@@ -30,7 +30,6 @@ use super::router::{CommitPoint, Router, Step, TransactionReplay};
 use super::source_sync::{OpenedTables, SourceSync};
 use super::sync_state::{Discontinuity, SyncState};
 use crate::requests::Recipient;
-use crate::telemetry;
 use bytes::Bytes;
 use cuts::{Flight, next_answer};
 use postgres_connector::{Client, Event, LogicalStream};
@@ -401,19 +400,7 @@ impl StreamLoop {
     /// What the slot retains at the source, and whether there are other tables now; and a heartbeat, so
     /// that WAL of other databases does not pile up behind an idle slot.
     async fn look_at_source(&mut self) -> Result<(), SyncError> {
-        let slots =
-            postgres_connector::list_slots(&self.client, &self.sync.instance, &self.sync.database).await?;
-        if let Some(slot) = slots.iter().find(|slot| slot.name == self.slot) {
-            if let Some(warning) = self.retained_wal.look(slot) {
-                tracing::warn!(database = %self.sync.database, "{warning}");
-            }
-            let retained = slot.retained_bytes;
-            metrics::gauge!(telemetry::SYNC_SLOT_RETAINED_WAL_BYTES, "database" => self.sync.database.clone())
-                .set(retained as f64);
-            self.sync
-                .board
-                .update_source(&self.sync.database, |source| source.retained_wal_bytes = Some(retained));
-        }
+        self.retained_wal.look(&self.sync, &self.client, &self.slot).await?;
         self.look_at_catalog().await?;
         if self.oldest_commit.is_none() {
             postgres_connector::heartbeat(&self.client).await?;

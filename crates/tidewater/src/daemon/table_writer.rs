@@ -113,7 +113,7 @@ impl Shown {
             if matches!(status.state, TableState::Streaming | TableState::InsertsOnly) {
                 status.position = status.position.max(Some(position));
                 status.lag_bytes = Some(bytes);
-                status.lag_seconds = Some(seconds);
+                status.show_lag(seconds);
                 metrics::gauge!(telemetry::SYNC_LAG_BYTES, &labels).set(bytes as f64);
                 metrics::gauge!(telemetry::SYNC_LAG_SECONDS, &labels).set(seconds);
             }
