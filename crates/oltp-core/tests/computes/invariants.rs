@@ -1,27 +1,17 @@
 //! The invariants of the core that take a whole compute to show. `docs/core-computes.md` lists all seven with their tests.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oltp_core::CoreError;
 use oltp_core::branches::Point;
 use oltp_core::compute_process::{Answer, Question};
 use tokio_postgres::Client;
 
-use crate::lab::{Lab, named, number, project};
+use crate::lab::{Lab, named, number, project, until};
 
-const SOON: Duration = Duration::from_secs(90);
-const RETRY: Duration = Duration::from_millis(10);
 /// What must not happen would have happened by then: it needs nothing but a few milliseconds.
 const A_WHILE: Duration = Duration::from_millis(700);
-
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
-        tokio::time::sleep(RETRY).await;
-    }
-}
 
 /// The files below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
