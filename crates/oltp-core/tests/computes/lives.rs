@@ -3,7 +3,7 @@
 use oltp_core::compute_process::{Answer, End, Question};
 use oltp_core::page_store::ManifestKind;
 
-use crate::lab::{Lab, number, project};
+use crate::lab::{Lab, number, project, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acknowledged_commit_survives_the_loss_of_everything_but_the_storage() {
@@ -154,10 +154,7 @@ async fn commits_wait_while_the_keeper_is_away_and_go_on_when_it_is_back() {
     let commit = tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (1)").await });
     let superuser = compute.superuser(&lab).await;
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    while number(&superuser, waiting).await == 0 {
-        assert!(!commit.is_finished(), "the commit did not wait");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    until("the commit waits", async || number(&superuser, waiting).await > 0).await;
     assert_eq!(number(&superuser, "SELECT count(*) FROM t").await, 0);
     assert!(!commit.is_finished());
     lab.start_keeper().await;
