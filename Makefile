@@ -65,6 +65,16 @@ oracle: setup ## crashes and faults from seeds for MINUTES=10; totals go to benc
 	$(CARGO) build --workspace --bins --tests --locked
 	target/debug/oracle --minutes $(MINUTES) --report bench/ORACLE.md
 
+ROUNDS ?= 200
+SEED ?= 1
+
+.PHONY: soak
+soak: setup ## ROUNDS=200 of kills and losses of SEED=1 against the built-in Postgres, on a folder, S3 and three keepers
+	$(CARGO) build --workspace --bins --tests --locked
+	target/debug/soak --seed $(SEED) --rounds $$(($(ROUNDS) * 6 / 10)) --storage folder
+	target/debug/soak --seed $(SEED) --rounds $$(($(ROUNDS) * 2 / 10)) --storage bucket
+	target/debug/soak --seed $(SEED) --rounds $$(($(ROUNDS) * 2 / 10)) --storage three-keepers
+
 .PHONY: bench
 bench: bench-setup ## speed beside its peers, at most a quarter of an hour; writes bench/REPORT.md
 	$(PYTHON) bench/run.py --report bench/REPORT.md

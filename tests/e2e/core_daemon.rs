@@ -1,7 +1,8 @@
 //! The built-in Postgres under the daemon: gateway, sync, branches, restore, sleep.
 
+use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -21,7 +22,8 @@ async fn open_shop(client: &Client) {
     client
         .batch_execute(
             "CREATE TABLE orders (id int PRIMARY KEY, v text, n int);
-             INSERT INTO orders SELECT n, md5(n::text), n % 100 FROM generate_series(1, 5000) n",
+             INSERT INTO orders SELECT n, md5(n::text), n % 100 FROM generate_series(1, 5000) n;
+             CREATE TABLE load (id int PRIMARY KEY); INSERT INTO load VALUES (0)",
         )
         .await
         .unwrap();
@@ -32,14 +34,13 @@ async fn count(client: &Client) -> i64 {
 }
 
 /// Waits until the lake has what the source has now; the last look says what differs.
-async fn assert_lake_equals(url: &str, site: &Site, client: &Client) {
+async fn assert_lake_equals(url: &str, site: &Site, table: &str) {
     let mut reader = Reader::start();
-    let lake = LakeTable::at(&site.table("shop/public/orders"));
+    let lake = LakeTable::at(&site.table("shop/public").join(table));
     let deadline = Instant::now() + SOON;
     loop {
         let found = reader.checksum(Engine::DuckDb, &lake).await;
-        let rows = i64::try_from(found.0).unwrap();
-        if rows == count(client).await && found == reader.source_checksum(url, "public", "orders").await {
+        if found == reader.source_checksum(url, "public", table).await {
             break;
         }
         if Instant::now() > deadline {
@@ -47,7 +48,7 @@ async fn assert_lake_equals(url: &str, site: &Site, client: &Client) {
         }
         tokio::time::sleep(RETRY).await;
     }
-    let source = Source { dsn: url, schema: "public", table: "orders" };
+    let source = Source { dsn: url, schema: "public", table };
     assert_equal(&mut reader, Engine::DuckDb, &source, &lake).await;
 }
 
@@ -64,45 +65,43 @@ async fn a_sort_that_spills_works_although_postgres_cannot_walk_to_the_site() {
 }
 
 #[tokio::test]
-async fn a_killed_daemon_leaves_its_databases_serving_and_finds_them_again() {
+async fn databases_outlive_the_daemon_and_the_next_one_finds_them_again() {
     let site = Site::with_core("");
     let daemon = site.start().await;
     let url = site.branch_url("main").await;
     let client = connect(&url).await;
     open_shop(&client).await;
+    client.batch_execute("CREATE SEQUENCE ids START 10000").await.unwrap();
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let written = Arc::new(AtomicU64::new(0));
-    let writer = {
-        let (stop, written, url) = (stop.clone(), written.clone(), url.clone());
-        tokio::spawn(async move {
-            let client = connect(&url).await;
-            let mut id = 10_000;
-            while !stop.load(Ordering::Relaxed) {
-                client.execute("INSERT INTO orders VALUES ($1, 'running', 1)", &[&id]).await.unwrap();
-                id += 1;
-                written.fetch_add(1, Ordering::Relaxed);
-            }
-        })
-    };
-    let more = async |than: u64| {
+    let script = site.path().join("insert.sql");
+    std::fs::write(&script, "INSERT INTO orders VALUES (nextval('ids'), 'running', 1);\n").unwrap();
+    let mut pgbench = tidewater_e2e::pgbench();
+    pgbench.args(["-n", "-c", "3", "-T", "20", "-f"]).arg(&script).arg(&url);
+    let mut pgbench = pgbench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut more = async |than: i64| {
         let deadline = Instant::now() + SOON;
-        while written.load(Ordering::Relaxed) <= than {
-            assert!(Instant::now() < deadline && !writer.is_finished(), "the client does not go on");
+        // Also for those that come now, with no daemon at all.
+        while count(&connect(&url).await).await <= than {
+            assert!(Instant::now() < deadline, "nothing is written any more");
+            assert!(
+                pgbench.try_wait().unwrap().is_none(),
+                "pgbench ended before the daemon was killed and back"
+            );
             tokio::time::sleep(RETRY).await;
         }
     };
-    more(20).await;
+    more(5020).await;
     daemon.kill9().await;
-    more(written.load(Ordering::Relaxed) + 20).await;
-    // Also for those that come now, with no daemon at all.
-    assert!(count(&connect(&url).await).await > 5000);
+    more(count(&client).await + 20).await;
     let mut daemon = site.start().await;
-    more(written.load(Ordering::Relaxed) + 20).await;
-    stop.store(true, Ordering::Relaxed);
-    writer.await.unwrap();
+    more(count(&client).await + 20).await;
+    let ended = pgbench.wait_with_output().await.unwrap();
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert!(ended.status.success() && said.contains("number of failed transactions: 0"), "{said}");
+    assert!(!said.contains("error"), "{said}");
     daemon.wait_streaming(SOON).await;
-    assert_lake_equals(&url, &site, &client).await;
+    assert_lake_equals(&url, &site, "orders").await;
     daemon.stop().await;
     let left = site.succeeds(&["compute", "list", "--json"]).await;
     assert_eq!(serde_json::from_str::<Value>(&left).unwrap(), Value::Array(Vec::new()));
@@ -116,7 +115,7 @@ async fn a_destructive_change_on_a_branch_leaves_main_alone_and_a_restore_mends_
     let client = connect(&url).await;
     open_shop(&client).await;
     daemon.wait_streaming(SOON).await;
-    assert_lake_equals(&url, &site, &client).await;
+    assert_lake_equals(&url, &site, "orders").await;
 
     site.succeeds(&["branch", "create", "shop@dev"]).await;
     let dev = connect(&site.branch_url("dev").await).await;
@@ -136,7 +135,20 @@ async fn a_destructive_change_on_a_branch_leaves_main_alone_and_a_restore_mends_
         .batch_execute("UPDATE orders SET v = 'wrong' WHERE id % 3 = 0; DELETE FROM orders WHERE id % 7 = 0")
         .await
         .unwrap();
-    assert_lake_equals(&url, &site, &client).await;
+    assert_lake_equals(&url, &site, "orders").await;
+    // Somebody writes all the while, and takes the lost session for an accident.
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn({
+        let (stop, url) = (Arc::clone(&stop), url.clone());
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                let Ok((client, connection)) = tokio_postgres::connect(&url, NoTls).await else { continue };
+                tokio::spawn(connection);
+                let insert = "INSERT INTO load SELECT max(id) + 1 FROM load";
+                while !stop.load(Ordering::Relaxed) && client.batch_execute(insert).await.is_ok() {}
+            }
+        }
+    });
     let told = site.succeeds(&["restore", "shop", "--to", &lsn, "--json"]).await;
     let before = serde_json::from_str::<Value>(&told).unwrap()["before"].as_str().unwrap().to_owned();
     let client = connect(&url).await;
@@ -145,7 +157,10 @@ async fn a_destructive_change_on_a_branch_leaves_main_alone_and_a_restore_mends_
         client.query_one("SELECT count(*) FROM orders WHERE v = 'wrong'", &[]).await.unwrap().get(0);
     assert_eq!(wrong, 0);
     client.execute("INSERT INTO orders VALUES (99999, 'after the restore', 0)", &[]).await.unwrap();
-    assert_lake_equals(&url, &site, &client).await;
+    stop.store(true, Ordering::Relaxed);
+    writer.await.unwrap();
+    assert_lake_equals(&url, &site, "orders").await;
+    assert_lake_equals(&url, &site, "load").await;
     let state_before = connect(&site.branch_url(&before).await).await;
     assert_eq!(count(&state_before).await, 5000 - 5000 / 7);
     daemon.stop().await;
@@ -159,7 +174,7 @@ async fn a_sleeping_database_wakes_by_a_connection_and_its_sync_goes_on() {
     let client = connect(&url).await;
     open_shop(&client).await;
     daemon.wait_streaming(SOON).await;
-    assert_lake_equals(&url, &site, &client).await;
+    assert_lake_equals(&url, &site, "orders").await;
     // An idle session of a pool and the sync itself keep nobody awake.
     let deadline = Instant::now() + SOON;
     while site.succeeds(&["compute", "list"]).await.contains("shop@main") {
@@ -168,6 +183,6 @@ async fn a_sleeping_database_wakes_by_a_connection_and_its_sync_goes_on() {
     }
     let client = connect(&url).await;
     client.execute("INSERT INTO orders VALUES (99999, 'woken', 0)", &[]).await.unwrap();
-    assert_lake_equals(&url, &site, &client).await;
+    assert_lake_equals(&url, &site, "orders").await;
     daemon.stop().await;
 }

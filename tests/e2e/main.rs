@@ -7,6 +7,7 @@ mod consistent_points;
 mod core_conformance;
 mod core_daemon;
 mod core_sizes;
+mod core_trouble;
 mod crashes;
 mod dead_letters;
 mod endurance;

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
-use crate::postgres::{build_folder, send};
+use crate::postgres::{build_folder, signal};
 use crate::s3_server::S3Server;
 
 /// From start to `/readyz`, with a debug build on a busy machine.
@@ -42,6 +42,28 @@ pub fn free_port() -> u16 {
 #[derive(Debug)]
 pub struct Site {
     folder: TempDir,
+}
+
+/// What a built-in database consists of, beside the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CoreProcess {
+    /// The process of a running branch.
+    Compute,
+    /// Its postmaster.
+    Postgres,
+    /// Where commits are durable.
+    Keeper,
+    /// Where connections arrive.
+    Gateway,
+}
+
+impl CoreProcess {
+    fn program(self) -> &'static str {
+        match self {
+            CoreProcess::Postgres => "postgres",
+            _ => "tidewater",
+        }
+    }
 }
 
 /// How a command ended.
@@ -154,20 +176,40 @@ impl Site {
         finished.stdout
     }
 
+    /// The soft state of this machine.
+    pub fn state(&self) -> PathBuf {
+        self.path().join(".tidewater")
+    }
+
+    /// The living processes of the built-in databases, of one kind.
+    pub fn core_processes(&self, kind: CoreProcess) -> Vec<u32> {
+        let state = self.state();
+        let of_computes = |file: &str| {
+            let projects = folders(&state.join("computes")).into_iter();
+            projects
+                .flat_map(|project| folders(&project))
+                .filter_map(|branch| pid_in(&branch.join(file)))
+                .collect()
+        };
+        let mut found: Vec<u32> = match kind {
+            CoreProcess::Compute => of_computes("lock"),
+            CoreProcess::Postgres => of_computes("postmaster"),
+            CoreProcess::Keeper => pid_in(&state.join("keeper.lock")).into_iter().collect(),
+            CoreProcess::Gateway => pid_in(&state.join("gateway.lock")).into_iter().collect(),
+        };
+        found.retain(|pid| lives(*pid, kind.program()));
+        found
+    }
+
     /// Ends what outlives a killed daemon: first the computes, which still need the keeper.
     fn end_core(&self) {
-        let state = self.path().join(".tidewater");
-        let mut computes = Vec::new();
-        for project in folders(&state.join("computes")) {
-            computes.extend(folders(&project).into_iter().filter_map(|branch| pid_in(&branch.join("lock"))));
-        }
-        for pids in [
-            computes,
-            ["gateway.lock", "keeper.lock"].iter().filter_map(|lock| pid_in(&state.join(lock))).collect(),
-        ] {
-            pids.iter().filter(|pid| lives(**pid)).for_each(|pid| send(*pid, Signal::TERM));
+        let of = |kinds: &[CoreProcess]| -> Vec<u32> {
+            kinds.iter().flat_map(|kind| self.core_processes(*kind)).collect()
+        };
+        for pids in [of(&[CoreProcess::Compute]), of(&[CoreProcess::Gateway, CoreProcess::Keeper])] {
+            pids.iter().for_each(|pid| signal(*pid, Signal::TERM));
             let deadline = Instant::now() + STOP_LIMIT;
-            while pids.iter().any(|pid| lives(*pid)) && Instant::now() < deadline {
+            while pids.iter().any(|pid| lives(*pid, "tidewater")) && Instant::now() < deadline {
                 std::thread::sleep(RETRY);
             }
         }
@@ -255,9 +297,9 @@ fn pid_in(lock: &Path) -> Option<u32> {
     std::fs::read_to_string(lock).ok()?.split_whitespace().next()?.parse().ok()
 }
 
-/// Whether this is a process of the binary under test; a zombie is none.
-fn lives(pid: u32) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("tidewater"))
+/// Whether this is a process of the program; a zombie is none.
+fn lives(pid: u32, program: &str) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with(program))
 }
 
 /// A running daemon; killed when dropped. A test that fails prints its log.
@@ -337,13 +379,13 @@ impl Daemon {
 
     /// Ends it the hard way, at once.
     pub async fn kill9(mut self) {
-        send(self.process.id().unwrap(), Signal::KILL);
+        signal(self.process.id().unwrap(), Signal::KILL);
         self.process.wait().await.unwrap();
     }
 
     /// Ends it by SIGTERM, which has to give exit code 0 in time.
     pub async fn stop(mut self) {
-        send(self.process.id().unwrap(), Signal::TERM);
+        signal(self.process.id().unwrap(), Signal::TERM);
         let status = tokio::time::timeout(STOP_LIMIT, self.process.wait())
             .await
             .unwrap_or_else(|_| panic!("the daemon did not stop:\n{}", self.log()))
@@ -353,7 +395,7 @@ impl Daemon {
 
     /// Has it read its configuration anew.
     pub fn reload(&self) {
-        send(self.process.id().unwrap(), Signal::HUP);
+        signal(self.process.id().unwrap(), Signal::HUP);
     }
 
     /// Waits until its log has each of `words`.

@@ -23,6 +23,7 @@
 mod comparison;
 mod daemon;
 mod delta_log;
+mod keeper;
 mod postgres;
 mod reader;
 mod s3_faults;
@@ -31,11 +32,12 @@ mod shop;
 mod traffic;
 
 pub use comparison::{Difference, Source, assert_equal, first_difference};
-pub use daemon::{Daemon, Finished, Site, binary, free_port};
+pub use daemon::{CoreProcess, Daemon, Finished, Site, binary, free_port};
 pub use delta_log::{
     compactions, is_behind_the_slot, kinds, last_txn, none_is_behind_the_slot, operations, property,
 };
-pub use postgres::{Postgres, kill9, postgres_program};
+pub use keeper::KeeperProcess;
+pub use postgres::{Postgres, kill9, pgbench, postgres_program, signal};
 pub use reader::{Engine, LakeTable, Reader, repository};
 pub use s3_faults::{Fault, Faults};
 pub use s3_server::S3Server;

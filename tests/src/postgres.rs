@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use oltp_core::{Installation, ServiceUser, find_installation, run_bounded, server_command};
+use oltp_core::{
+    Installation, POSTGRES_BIN_VARIABLE, ServiceUser, find_installation, run_bounded, server_command,
+};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -155,7 +157,7 @@ impl Postgres {
     async fn signal(&mut self, signal: Signal) {
         let Some(mut process) = self.process.take() else { return };
         if let Some(pid) = process.id() {
-            send(pid, signal);
+            super::postgres::signal(pid, signal);
         }
         process.wait().await.unwrap();
     }
@@ -165,7 +167,7 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         // Immediate shutdown, so that the backends go too; kill_on_drop covers a postmaster that hangs.
         if let Some(pid) = self.process.as_ref().and_then(Child::id) {
-            send(pid, Signal::QUIT);
+            signal(pid, Signal::QUIT);
         }
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None)))
@@ -195,12 +197,20 @@ pub fn postgres_program(name: &str) -> PathBuf {
     bin.unwrap_or_else(|| repository().join(".tools/postgres/bin")).join(name)
 }
 
-/// Ends a process the hard way.
-pub fn kill9(pid: u32) {
-    send(pid, Signal::KILL);
+/// The `pgbench` of the installation that the tests run on; ends with whoever holds it.
+pub fn pgbench() -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(postgres_program("pgbench"));
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
 }
 
-pub(crate) fn send(pid: u32, signal: Signal) {
+/// Ends a process the hard way.
+pub fn kill9(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     match rustix::process::kill_process(pid, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}

@@ -85,6 +85,14 @@ name!(
     ['.', '@', '/'],
     "`.`, `@` and `/` separate project, database and branch in a connection's database name"
 );
+impl ProjectName {
+    /// Whether this is no project of anybody's but a template of the core, which has no record. No database or role may
+    /// be called so, and hence no project.
+    pub(crate) fn is_a_template(&self) -> bool {
+        self.as_str().starts_with("pg_")
+    }
+}
+
 name!(
     /// A branch as people call it; the store knows it by its [`BranchId`].
     BranchName,

@@ -141,9 +141,9 @@ impl Branches {
         let beginning = self.beginning(&parent, Point::Now).await?;
         let ttl = head.expires_at.map(|expires| expires.since(head.created_at));
         let child = Arc::new(beginning.child(&parent, name.clone(), Point::Now, ttl));
+        self.pages.succeed_branch(&child, &beginning.base.head, head.branch).await?;
         self.pages.delete_branch(project, head.branch).await?;
         self.end_compute(project, head.branch).await;
-        self.pages.create_branch(&child, Some(&beginning.base.head)).await?;
         Ok(child)
     }
 
@@ -159,9 +159,26 @@ impl Branches {
         // Nobody writes to it from here on: what is acknowledged until then belongs to the state before.
         self.computes.suspend(project, head.branch).await?;
         let before = before_name(name, child.head.created_at)?;
+        // Whoever dies in between leaves the name with one of the two; `settle_names` does the rest later.
+        self.pages.succeed_branch(&child, &beginning.base.head, head.branch).await?;
         self.pages.rename_branch(project, head.branch, &before).await?;
-        self.pages.create_branch(&child, Some(&beginning.base.head)).await?;
         Ok(Restored { branch: child.head.branch, before })
+    }
+
+    /// Finishes restores and resets that were cut short: what lost its name to another branch gets the one that it would
+    /// have got. Returns these.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn settle_names(&self, project: &ProjectName) -> Result<Vec<BranchName>> {
+        let mut settled = Vec::new();
+        for (head, successor) in self.pages.superseded_branches(project).await? {
+            let before = before_name(&head.name, successor.created_at)?;
+            self.end_compute(project, head.branch).await;
+            self.pages.rename_branch(project, head.branch, &before).await?;
+            settled.push(before);
+        }
+        Ok(settled)
     }
 
     /// Deletes the branches whose time is over; returns their names.

@@ -159,6 +159,8 @@ pub struct Status {
     pub commits_wait: Option<String>,
     /// The last failure to publish, until one succeeds: the store is slow, full or gone.
     pub store_trouble: Option<String>,
+    /// Since when no WAL could be put into the store, and why. With `durability: store` commits wait for it.
+    pub archive_trouble: Option<String>,
     /// When it began.
     pub started_at: Timestamp,
 }
@@ -335,6 +337,7 @@ mod tests {
             archived: Lsn(0x8),
             commits_wait: None,
             store_trouble: None,
+            archive_trouble: None,
             started_at: Timestamp::now(),
         }
     }

@@ -23,6 +23,7 @@ use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 use wal_decoder::Lsn;
 
+use super::catalog_horizon::CatalogHorizon;
 use super::control::{self, Status};
 use super::control_file::ControlFile;
 use super::local_wal::segment_start;
@@ -181,6 +182,8 @@ pub(crate) struct Cutter {
     pub(crate) publisher: Publisher,
     pub(crate) data: PathBuf,
     pub(crate) client: Client,
+    /// Held through `client`, for the newest manifest.
+    pub(crate) horizon: CatalogHorizon,
     pub(crate) timeline: Timeline,
     /// Flushed by a majority of the keepers.
     pub(crate) majority: watch::Receiver<Lsn>,
@@ -273,9 +276,11 @@ impl Cutter {
     }
 
     async fn cut(&mut self) -> Result<ManifestNumber> {
+        let project = self.publisher.latest.head.project.clone();
+        self.horizon.hold(&self.client, project.as_str()).await;
         let floor = on_mount(&self.data, wal_floor).await?;
         let cut = self.mounted.cut()?;
-        let flushed = flush_position(&self.client, &self.publisher.latest.head.project).await?;
+        let flushed = flush_position(&self.client, &project).await?;
         let captured = self.mounted.capture(cut).await?;
         if self.majority.wait_for(|majority| *majority >= flushed).await.is_err() {
             return Err(CoreError::ComputeEnding);
@@ -289,7 +294,9 @@ impl Cutter {
             wal_floor: floor,
             min_recovery: flushed.min(whole),
         };
-        self.publisher.publish(captured, moment).await
+        let published = self.publisher.publish(captured, moment).await?;
+        self.horizon.published(&self.client, project.as_str()).await?;
+        Ok(published)
     }
 }
 

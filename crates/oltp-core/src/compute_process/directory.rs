@@ -15,7 +15,7 @@
 //! Nothing here is needed to start the branch elsewhere: deleting it costs fetching pages again.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -107,7 +107,8 @@ impl ComputeDirectory {
         control_socket(&self.root)
     }
 
-    /// Where Postgres's socket lies, absolute; and the same as the postmaster is told.
+    /// Where Postgres's socket lies, absolute; and the same as the postmaster is told. Empty: what a killed postmaster
+    /// left there would keep the next one out for as long as anything has its number, be it a zombie or a stranger.
     ///
     /// The server's own working directory is `data`, so the relative form serves it even when the way
     /// there is closed to it. A client needs the absolute one, whose length is limited; past that limit
@@ -122,6 +123,15 @@ impl ComputeDirectory {
         };
         private_file::create_directory(&absolute, 0o700)?;
         self.own_socket_directory(&absolute)?;
+        for left in [SOCKET_NAME.to_owned(), format!("{SOCKET_NAME}.lock")] {
+            let path = absolute.join(left);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(CoreError::io("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
         Ok((absolute, argument))
     }
 
@@ -150,10 +160,7 @@ impl ComputeDirectory {
     async fn end_orphan(&self) -> Result<()> {
         let path = self.root.join("postmaster");
         let Some(text) = private_file::read(&path)? else { return Ok(()) };
-        let Some((pid, started)) = text.split_once(' ') else { return Ok(()) };
-        let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.trim().parse::<u64>()) else {
-            return Ok(());
-        };
+        let Some((pid, started)) = remembered(&text) else { return Ok(()) };
         let waiting = Instant::now();
         while start_time(pid) == Some(started) && waiting.elapsed() < ORPHAN_LIMIT {
             if let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw)
@@ -170,6 +177,32 @@ impl ComputeDirectory {
         }
         std::fs::remove_file(&path).map_err(CoreError::io("remove", &path))
     }
+}
+
+/// Whether a postmaster in `root` has lost its compute process: its sessions wait for keepers that nobody forwards to.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(crate) fn is_orphaned(root: &Path) -> Result<bool> {
+    let Some(text) = private_file::read(&root.join("postmaster"))? else { return Ok(false) };
+    let lives = remembered(&text).is_some_and(|(pid, started)| start_time(pid) == Some(started));
+    if !lives {
+        return Ok(false);
+    }
+    let path = root.join("lock");
+    let lock = File::open(&path).map_err(CoreError::io("open", &path))?;
+    // Held for a moment: a compute that is being started asks again.
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(CoreError::io("look at", path)(error.into())),
+    }
+}
+
+/// Which process was remembered as the postmaster, and since when it has run.
+fn remembered(text: &str) -> Option<(u32, u64)> {
+    let (pid, started) = text.split_once(' ')?;
+    Some((pid.parse().ok()?, started.trim().parse().ok()?))
 }
 
 /// The control socket of the compute in `root`, at a path short enough for a socket.
@@ -259,6 +292,33 @@ mod tests {
         assert!(stranger.try_wait().unwrap().is_none());
         stranger.kill().unwrap();
         stranger.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_postmaster_left_beside_its_socket_is_gone_before_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = ComputeDirectory::claim(folder.path()).await.unwrap();
+        let (run, _) = directory.socket_directory().unwrap();
+        let lock = run.join(format!("{SOCKET_NAME}.lock"));
+        // Of a process that lives: its number has gone to somebody else.
+        std::fs::write(&lock, format!("{}\n", std::process::id())).unwrap();
+        directory.socket_directory().unwrap();
+        assert!(!lock.exists());
+    }
+
+    #[tokio::test]
+    async fn a_postmaster_is_orphaned_once_nobody_holds_its_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_orphaned(folder.path()).unwrap());
+        let directory = ComputeDirectory::claim(folder.path()).await.unwrap();
+        let mut postmaster = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        directory.remember_postmaster(postmaster.id()).unwrap();
+        assert!(!is_orphaned(folder.path()).unwrap());
+        drop(directory);
+        assert!(is_orphaned(folder.path()).unwrap());
+        postmaster.kill().unwrap();
+        postmaster.wait().unwrap();
+        assert!(!is_orphaned(folder.path()).unwrap());
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! acknowledged, so the manifest that is read then, and the log that was elected, are the branch.
 
 mod branch_beginning;
+mod catalog_horizon;
 mod control;
 mod control_file;
 mod cutting;
@@ -47,7 +48,7 @@ use crate::{CoreError, Result, Timestamp};
 
 pub(crate) use branch_beginning::archive_shut_down_wal;
 pub use control::{Answer, Question, State, Status, ask};
-pub(crate) use directory::{ComputeDirectory, control_socket};
+pub(crate) use directory::{ComputeDirectory, control_socket, is_orphaned};
 pub use server::PORT;
 pub(crate) use server::{Purpose, Server, log_tail, open_log};
 pub(crate) use wal_floor::read_control_file;
@@ -120,6 +121,7 @@ pub async fn run(spec: ComputeSpec, shutdown: CancellationToken) -> Result<End> 
         archived: Lsn::ZERO,
         commits_wait: None,
         store_trouble: None,
+        archive_trouble: None,
         started_at: Timestamp::now(),
     });
     let (_socket, requests) = control::listen(directory.control_socket(), watched)?;

@@ -100,6 +100,7 @@ pub(crate) async fn serve(
     }
     board.send_modify(|status| status.state = State::Suspending);
     drop(orders);
+    let _leave = AbortOnDropHandle::new(tokio::spawn(take_leave(requests, Arc::clone(&streaming))));
     let outcome = suspend(&project, branch, server, &streaming, cutting, (&data, &wal), timeline).await;
     match (asked, outcome) {
         (Some(way_back), Ok(manifest)) => {
@@ -123,10 +124,12 @@ fn show(board: &watch::Sender<Status>, streaming: &Streaming) {
         status.majority = stream.majority;
         status.archived = stream.archived;
         status.commits_wait = stream.waiting_for(WAITING_IS_NOTICED);
-        if let Some(trouble) = &stream.archive_trouble {
-            status.store_trouble =
-                Some(format!("no WAL is archived since {}: {}", trouble.since, trouble.problem));
-        }
+        status.archive_trouble = stream.archive_trouble.map(|trouble| {
+            format!(
+                "no WAL has been archived since {}: {}; the keepers hold it",
+                trouble.since, trouble.problem
+            )
+        });
     });
 }
 
@@ -166,6 +169,24 @@ fn answer(
         // Who asked may have left.
         let _ = way_back.send(answer);
     });
+}
+
+/// Answers while the branch goes down. Postgres waits for every walsender to have its last WAL acknowledged, and the
+/// sync acknowledges only what it has asked about; whoever wants anything else gets to know when the process ends.
+async fn take_leave(mut requests: mpsc::Receiver<Request>, streaming: Arc<Streaming>) {
+    let mut waiting = Vec::new();
+    while let Some((question, way_back)) = requests.recv().await {
+        let Question::Confirmed { lsn } = question else {
+            waiting.push(way_back);
+            continue;
+        };
+        let streaming = Arc::clone(&streaming);
+        tokio::spawn(async move {
+            let answer = confirmed(&streaming, lsn).await.map(|lsn| Answer::Confirmed { lsn });
+            // Who asked may have left.
+            let _ = way_back.send(answer);
+        });
+    }
 }
 
 /// Waits until a majority of the keepers has everything below `lsn`.

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::branch_beginning::begin_branch;
+use super::catalog_horizon::CatalogHorizon;
 use super::control::{State, Status};
 use super::cutting::{Cutter, Publisher};
 use super::idleness::Idleness;
@@ -137,6 +138,9 @@ async fn start_ordinary(
     });
     publisher.continue_wal(head.timeline, placed);
     let (client, ()) = tokio::try_join!(server.wait_until_ready(), publisher.publish_in_service())?;
+    let mut horizon = CatalogHorizon::default();
+    horizon.hold(&client, spec.project.as_str()).await;
+    horizon.published(&client, spec.project.as_str()).await?;
     steps.done("starting Postgres");
     let config = StreamConfig { postgres: superuser_source(spec, &server), origin: placed };
     // Side by side: what the owner's part changes waits in Postgres for the stream, which confirms commits.
@@ -155,6 +159,7 @@ async fn start_ordinary(
         publisher,
         data: directory.data(),
         client,
+        horizon,
         timeline: head.timeline,
         board: board.clone(),
         every: spec.cut_every,

@@ -23,11 +23,13 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
-use crate::compute_process::{Answer, Question, Status, ask, control_socket, log_tail, open_log};
+use crate::compute_process::{
+    Answer, Question, Status, ask, control_socket, is_orphaned, log_tail, open_log,
+};
 use crate::ids::{BranchId, ManifestNumber, ProjectName};
 use crate::{CoreError, Result, private_file};
 
@@ -114,6 +116,29 @@ impl Computes {
             }
         }
         Ok(found)
+    }
+
+    /// Starts the branches again whose compute process was killed while their Postgres lives on. Its sessions would
+    /// wait for ever for commits that nobody confirms any more, and as long as none of them asks for a new one, nobody
+    /// would notice. Returns these branches.
+    ///
+    /// # Errors
+    /// The directory cannot be listed, or one of them does not start; the others are tried all the same.
+    pub async fn revive_orphans(&self) -> Result<Vec<(ProjectName, BranchId)>> {
+        let (mut revived, mut failed) = (Vec::new(), None);
+        for project in folders(&self.options.directory)? {
+            for branch in folders(&project)? {
+                let Some((project, id)) = named(&project, &branch) else { continue };
+                if !is_orphaned(&branch)? {
+                    continue;
+                }
+                match self.ensure_running(&project, id).await {
+                    Ok(_) => revived.push((project, id)),
+                    Err(error) => failed = Some(error),
+                }
+            }
+        }
+        failed.map_or(Ok(revived), Err)
     }
 
     /// Has the branch's compute running and returns once it takes sessions.
@@ -203,6 +228,12 @@ impl Attempt {
             log: self.log.clone(),
         }
     }
+}
+
+/// Whose directory it is; the inverse of [`Computes::directory_of`].
+fn named(project: &Path, branch: &Path) -> Option<(ProjectName, BranchId)> {
+    let project = percent_decode_str(project.file_name()?.to_str()?).decode_utf8().ok()?;
+    Some((ProjectName::new(&project).ok()?, branch.file_name()?.to_str()?.parse().ok()?))
 }
 
 /// The folders in a folder; none when it is not there.

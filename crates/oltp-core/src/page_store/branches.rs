@@ -61,6 +61,58 @@ impl PageStore {
         Ok(())
     }
 
+    /// Makes a branch that takes its name over from `holder`, in one put: whoever looks finds the one or the other. What
+    /// `holder` is called afterwards is the caller's to settle; its own manifests still have the name.
+    ///
+    /// # Errors
+    /// [`CoreError::BranchExists`] when the name went to somebody else meanwhile; else as for
+    /// [`create_branch`](PageStore::create_branch).
+    pub async fn succeed_branch(
+        &self,
+        manifest: &Arc<Manifest>,
+        base: &ManifestHead,
+        holder: BranchId,
+    ) -> Result<()> {
+        let head = &manifest.head;
+        let last = self.claims(&head.project, &head.name).await?.pop().map(|(number, _)| number);
+        let Some(last) = last else { return Err(exists(&head.project, &head.name)) };
+        if self.claimant(&head.project, &head.name, last).await? != Some(holder) {
+            return Err(exists(&head.project, &head.name));
+        }
+        self.publish_copy(manifest, base).await?;
+        if !self.put_claim(&head.project, &head.name, last.saturating_add(1), Some(head.branch)).await? {
+            self.delete_branch(&head.project, head.branch).await?;
+            return Err(exists(&head.project, &head.name));
+        }
+        Ok(())
+    }
+
+    /// The living branches whose name is another living branch's, each with that one: a branch that was rewound and
+    /// should be called otherwise by now, or one that was to have the name and did not get it. Whoever was at it died,
+    /// for they have been so for a while.
+    ///
+    /// # Errors
+    /// The store failed, or an object is damaged.
+    pub async fn superseded_branches(
+        &self,
+        project: &ProjectName,
+    ) -> Result<Vec<(Arc<ManifestHead>, Arc<ManifestHead>)>> {
+        let heads = self.branches(project).await?;
+        let mut found = Vec::new();
+        for same in heads.chunk_by(|left, right| left.name == right.name).filter(|same| same.len() > 1) {
+            let Some(name) = same.first().map(|head| &head.name) else { continue };
+            let Some(holder) = self.find_branch(project, name).await? else { continue };
+            let settled = Timestamp::now().since(holder.created_at) > CLAIM_ABANDONED;
+            let others = same.iter().filter(|head| {
+                head.branch != holder.branch
+                    && settled
+                    && Timestamp::now().since(head.published_at) > CLAIM_ABANDONED
+            });
+            found.extend(others.map(|head| (Arc::clone(head), Arc::clone(&holder))));
+        }
+        Ok(found)
+    }
+
     /// The head of the newest manifest of the branch of this name; `None` when there is no such branch.
     ///
     /// # Errors

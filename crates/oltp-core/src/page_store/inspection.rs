@@ -158,6 +158,7 @@ impl PageStore {
         };
         match report.note(self.project(name).await)? {
             Some(Some(record)) => report.template = record.template,
+            Some(None) if name.is_a_template() => {}
             Some(None) => report.defect(
                 self.storage.name_of(&object_names::project_record(name)),
                 "the project's record is missing".to_owned(),
@@ -292,11 +293,11 @@ impl BranchInspection {
 
 impl ProjectInspection {
     fn is_empty(&self) -> bool {
-        // Of what is not there at all, the missing record is the only thing to say.
+        // Of what is not there at all, the missing record is all there is to say.
         self.branches.is_empty()
             && self.layers.objects == 0
             && self.wal_chunks.objects == 0
-            && self.defects.len() == 1
+            && self.defects.len() <= 1
     }
 
     fn defect(&mut self, object: String, reason: String) {

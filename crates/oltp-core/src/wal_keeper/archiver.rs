@@ -26,6 +26,9 @@ const EVERY: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// A store that is merely slow is said to be, too: its own retries may go on for minutes.
+const SILENCE_IS_NOTICED: Duration = Duration::from_secs(10);
+
 /// A failing archive.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ArchiveTrouble {
@@ -115,22 +118,33 @@ impl Archiver {
     async fn until_it_works<T, F: Future<Output = Result<T>>>(&self, attempt: impl Fn() -> F) -> T {
         let mut pause = FIRST_PAUSE;
         loop {
-            match attempt().await {
+            let mut answer = std::pin::pin!(attempt());
+            let outcome = match timeout(SILENCE_IS_NOTICED, &mut answer).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    self.notice(format!("the store has not answered for {} s", SILENCE_IS_NOTICED.as_secs()));
+                    answer.await
+                }
+            };
+            match outcome {
                 Ok(done) => {
                     self.trouble.send_if_modified(|trouble| trouble.take().is_some());
                     return done;
                 }
                 Err(error) => {
-                    let problem = Refusal::from(error).describe();
-                    tracing::warn!(log = %self.proposal.log, problem, "WAL cannot be archived now; the keepers hold it");
-                    self.trouble.send_modify(|trouble| {
-                        let since = trouble.as_ref().map_or_else(Timestamp::now, |trouble| trouble.since);
-                        *trouble = Some(ArchiveTrouble { since, problem });
-                    });
+                    self.notice(Refusal::from(error).describe());
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }
+    }
+
+    fn notice(&self, problem: String) {
+        tracing::warn!(log = %self.proposal.log, problem, "WAL cannot be archived now; the keepers hold it");
+        self.trouble.send_modify(|trouble| {
+            let since = trouble.as_ref().map_or_else(Timestamp::now, |trouble| trouble.since);
+            *trouble = Some(ArchiveTrouble { since, problem });
+        });
     }
 }

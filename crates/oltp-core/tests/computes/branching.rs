@@ -93,6 +93,29 @@ async fn a_restore_to_a_time_or_a_position_has_what_was_committed_then_and_keeps
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_branch_of_a_parent_that_was_never_cut_has_what_it_acknowledged() {
+    let lab = Lab::new().await;
+    let main = lab.project().await;
+    let mut spec = lab.spec(main).await;
+    spec.cut_every = std::time::Duration::from_secs(3600);
+    let parent = lab.try_start(spec).await.unwrap();
+    let client = parent.owner().await;
+    client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)").await.unwrap();
+    let child = lab.branch_of_main("dev", Point::Now).await;
+    client.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+    assert_eq!(number(&child.owner().await, "SELECT sum(a) FROM t").await, 3);
+    child.suspend().await;
+    // Before the first manifest there is nothing to go back to, and that is said.
+    let long_ago = Timestamp::now().before(std::time::Duration::from_secs(3600));
+    let (project, old) = (project(), Point::Time(long_ago));
+    let refused = lab.branches.create(&project, &named("main"), named("old"), old, None).await;
+    let error = refused.map(drop).unwrap_err();
+    assert!(matches!(error, oltp_core::CoreError::PointOutOfReach { .. }), "{error}");
+    drop(client);
+    parent.suspend().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn branches_are_compared_reset_expired_and_deleted_in_any_order() {
     let lab = Lab::new().await;
     let main = lab.project().await;

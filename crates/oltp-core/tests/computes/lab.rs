@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oltp_core::branches::{Branches, Point};
 use oltp_core::compute_process::{self, Answer, ComputeSpec, End, Question, Status};
@@ -21,6 +21,10 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 pub const PASSWORD: &str = "open sesame";
+
+/// For what takes milliseconds, on a machine that is busy with everything else.
+const PATIENCE: Duration = Duration::from_secs(120);
+const RETRY: Duration = Duration::from_millis(5);
 
 /// Everything but the computes themselves.
 pub struct Lab {
@@ -132,7 +136,9 @@ impl Lab {
     pub async fn try_start(&self, spec: ComputeSpec) -> Result<Running, CoreError> {
         let socket = spec.directory.join("control.sock");
         let mut task = tokio::spawn(compute_process::run(spec, CancellationToken::new()));
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "the compute neither starts nor ends");
             tokio::select! {
                 ended = &mut task => return Err(ended.unwrap().unwrap_err()),
                 answer = compute_process::ask(&socket, Question::Ready) => {
@@ -184,7 +190,13 @@ impl Running {
     }
 
     pub async fn ask(&self, question: Question) -> Answer {
-        compute_process::ask(&self.socket, question).await.unwrap().unwrap()
+        self.asking(question).await
+    }
+
+    /// The same for a task.
+    pub fn asking(&self, question: Question) -> impl Future<Output = Answer> + use<> {
+        let socket = self.socket.clone();
+        async move { compute_process::ask(&socket, question).await.unwrap().unwrap() }
     }
 
     pub async fn suspend(self) -> End {
@@ -203,7 +215,17 @@ impl Running {
 
     /// How it ended by itself.
     pub async fn end(self) -> Result<End, CoreError> {
-        self.task.await.unwrap()
+        let ended = tokio::time::timeout(PATIENCE, self.task).await;
+        ended.expect("the compute does not end by itself").unwrap()
+    }
+}
+
+/// Waits until something is so.
+pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(RETRY).await;
     }
 }
 

@@ -20,7 +20,8 @@ pub(super) async fn list(config: &Config, file: &Path, json: bool) -> Result<Out
     for compute in running {
         let name = compute.name.as_ref().map_or_else(|| compute.branch.to_string(), ToString::to_string);
         let place = format!("{}@{name}", compute.project);
-        let trouble = compute.commits_wait.iter().chain(&compute.store_trouble).next();
+        let troubles = [&compute.commits_wait, &compute.archive_trouble, &compute.store_trouble];
+        let trouble = troubles.into_iter().flatten().next();
         writeln!(
             out,
             "{:<32} {:<10} pid {:<8} confirmed {}  in the store {}{}",

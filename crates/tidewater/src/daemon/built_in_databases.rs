@@ -27,6 +27,9 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// What the system offers file systems of programs through.
 const FUSE_DEVICE: &str = "/dev/fuse";
 
+/// How soon the end of a compute process is noticed that its Postgres outlived: a look at a few small files.
+const COMPUTES_WATCHED_EVERY: Duration = Duration::from_secs(1);
+
 /// How often what has expired is looked for.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 
@@ -221,6 +224,7 @@ async fn keep_core(
     tokio::join!(
         watch_keeper,
         gateway.supervise(until.clone()),
+        watch_computes(&core, &until),
         keep_house(&core, &projects, &until),
         keep_metrics(&core, &until)
     );
@@ -254,6 +258,32 @@ async fn keep_metrics(core: &BuiltIn, until: &CancellationToken) {
     }
 }
 
+/// Starts again what lost its compute process and cannot notice. A branch that sleeps or whose Postgres ended as well is
+/// woken by whoever needs it.
+async fn watch_computes(core: &BuiltIn, until: &CancellationToken) {
+    loop {
+        tokio::select! {
+            () = until.cancelled() => return,
+            () = tokio::time::sleep(COMPUTES_WATCHED_EVERY) => {}
+        }
+        let revived = tokio::select! {
+            () = until.cancelled() => return,
+            revived = core.computes().revive_orphans() => revived,
+        };
+        match revived {
+            Ok(revived) => {
+                for (project, branch) in revived {
+                    tracing::error!(database = %project, %branch, "its compute process had ended and was started again");
+                }
+            }
+            Err(error) => {
+                let error = super::error_chain(&error);
+                tracing::error!(%error, "a branch whose compute process has ended does not come up again");
+            }
+        }
+    }
+}
+
 /// Deletes branches whose time is over, and what nobody can come back to any more.
 async fn keep_house(core: &BuiltIn, projects: &[String], until: &CancellationToken) {
     loop {
@@ -278,6 +308,9 @@ async fn tidy(core: &BuiltIn, project: &str) -> Result<(), CoreError> {
     let project = ProjectName::new(project)?;
     for branch in core.branches().delete_expired(&project, Timestamp::now()).await? {
         tracing::info!(%project, %branch, "its time is over: deleted");
+    }
+    for branch in core.branches().settle_names(&project).await? {
+        tracing::warn!(%project, %branch, "a restore or reset was cut short: the state before has this name now");
     }
     core.pages().collect(&project, core.settings().retention.duration()).await?;
     Ok(())

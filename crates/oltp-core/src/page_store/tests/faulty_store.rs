@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
+use futures::FutureExt;
 use futures::stream::BoxStream;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
@@ -17,6 +18,8 @@ enum Fault {
     None,
     Before,
     After,
+    /// The one who asked dies meanwhile.
+    Never,
 }
 
 /// Puts and gets go wrong as listed, one entry each; then all is well.
@@ -27,6 +30,10 @@ struct Faulty {
 }
 
 impl Faulty {
+    fn expect(&self, faults: &[Fault]) {
+        *self.faults.lock().unwrap() = faults.iter().rev().copied().collect();
+    }
+
     fn next(&self) -> Fault {
         self.faults.lock().unwrap().pop().unwrap_or(Fault::None)
     }
@@ -48,6 +55,7 @@ impl ObjectStore for Faulty {
         match self.next() {
             Fault::None => self.inner.put_opts(at, payload, options).await,
             Fault::Before => Err(unreachable()),
+            Fault::Never => std::future::pending().await,
             Fault::After => {
                 self.inner.put_opts(at, payload, options).await?;
                 Err(unreachable())
@@ -66,7 +74,8 @@ impl ObjectStore for Faulty {
     async fn get_opts(&self, at: &Path, options: GetOptions) -> StoreResult<GetResult> {
         match self.next() {
             Fault::None => self.inner.get_opts(at, options).await,
-            _ => Err(unreachable()),
+            Fault::Never => std::future::pending().await,
+            Fault::Before | Fault::After => Err(unreachable()),
         }
     }
 
@@ -91,12 +100,15 @@ impl ObjectStore for Faulty {
 }
 
 fn faulty(faults: &[Fault]) -> PageStore {
-    let faults = Mutex::new(faults.iter().rev().copied().collect());
-    PageStore::new(Storage::over(
-        Arc::new(Faulty { inner: InMemory::new(), faults }),
-        Path::default(),
-        "faulty:",
-    ))
+    let (store, objects) = faultless();
+    objects.expect(faults);
+    store
+}
+
+/// One with which all is well until it is told otherwise.
+fn faultless() -> (PageStore, Arc<Faulty>) {
+    let objects = Arc::new(Faulty { inner: InMemory::new(), faults: Mutex::default() });
+    (PageStore::new(Storage::over(objects.clone(), Path::default(), "faulty:")), objects)
 }
 
 #[tokio::test]
@@ -121,6 +133,37 @@ async fn a_branch_is_made_once_whatever_answers_are_lost() {
         store.create_branch(&m, None).await.unwrap();
         assert_eq!(store.branches(&shop()).await.unwrap().len(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_name_that_changes_hands_is_somebodys_at_every_moment() {
+    let mut deaths = 0;
+    for survived in 0.. {
+        let (store, objects) = faultless();
+        let main = Arc::new(manifest(BranchId::random(), 1, 1));
+        store.create_branch(&main, None).await.unwrap();
+        let rewound = Arc::new(branch_of(&main, "main"));
+        let before = BranchName::new("before").unwrap();
+        let handing_over = async {
+            store.succeed_branch(&rewound, &main.head, main.head.branch).await?;
+            store.rename_branch(&shop(), main.head.branch, &before).await
+        };
+        objects.expect(&[vec![Fault::None; survived], vec![Fault::Never]].concat());
+        let finished = handing_over.now_or_never();
+        objects.expect(&[]);
+        let holder = store.find_branch(&shop(), &main.head.name).await.unwrap();
+        let holder = holder.unwrap_or_else(|| panic!("nobody has the name after {survived} operations"));
+        assert!([main.head.branch, rewound.head.branch].contains(&holder.branch));
+        match finished {
+            None => deaths += 1,
+            Some(outcome) => {
+                outcome.unwrap();
+                assert_eq!(holder.branch, rewound.head.branch);
+                break;
+            }
+        }
+    }
+    assert!(deaths > 5, "{deaths}");
 }
 
 #[tokio::test]

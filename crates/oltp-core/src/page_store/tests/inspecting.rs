@@ -57,6 +57,17 @@ async fn a_sound_project_has_no_defects_and_its_parts_are_counted() {
 }
 
 #[tokio::test]
+async fn a_template_needs_no_record() {
+    let store = in_memory();
+    let mut template = manifest(BranchId::random(), 1, 1);
+    template.head.project = ProjectName::new("pg_template_18").unwrap();
+    template.body.wal.clear();
+    store.create_branch(&Arc::new(template), None).await.unwrap();
+    let inspection = store.inspect(None).await.unwrap();
+    assert!(inspection.projects.len() == 1 && !inspection.is_damaged(), "{inspection}");
+}
+
+#[tokio::test]
 async fn every_flipped_byte_is_found_and_its_object_named() {
     let store = in_memory();
     let main = a_project(&store).await;
