@@ -11,7 +11,7 @@ const SOON: Duration = Duration::from_secs(90);
 const TOKEN: &str = "0123456789abcdef";
 
 /// One request over TCP, with the headers it is given and no others.
-async fn ask(port: u16, line: &str, headers: &[&str]) -> (u16, String) {
+pub async fn ask(port: u16, line: &str, headers: &[&str]) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let request = format!(
         "{line} HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n{}\r\n\r\n",

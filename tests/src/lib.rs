@@ -28,6 +28,7 @@ mod reader;
 mod s3_faults;
 mod s3_server;
 mod shop;
+mod small_disk;
 mod traffic;
 
 pub use comparison::{Difference, Source, assert_equal, first_difference};
@@ -36,8 +37,9 @@ pub use delta_log::{
     compactions, is_behind_the_slot, kinds, last_txn, none_is_behind_the_slot, operations, property,
 };
 pub use postgres::{Postgres, kill9};
-pub use reader::{Engine, LakeTable, Reader};
+pub use reader::{Engine, LakeTable, Reader, repository};
 pub use s3_faults::{Fault, Faults};
 pub use s3_server::S3Server;
 pub use shop::Shop;
+pub use small_disk::SmallDisk;
 pub use traffic::{Traffic, TrafficReport};

@@ -14,6 +14,7 @@ use tokio::process::Child;
 use tokio_postgres::{Client, NoTls};
 
 use crate::daemon::free_port;
+use crate::small_disk::SmallDisk;
 
 const MAJOR: u32 = 18;
 const INITDB_LIMIT: Duration = Duration::from_secs(120);
@@ -91,6 +92,13 @@ impl Postgres {
         let quoted = name.replace('"', "\"\"");
         self.connect("postgres").await.batch_execute(&format!("CREATE DATABASE \"{quoted}\"")).await.unwrap();
         self.connect(name).await
+    }
+
+    /// A small disk that the server may write to, for a tablespace. `None` where the test may not mount one.
+    pub fn small_disk(&self, megabytes: u64) -> Option<SmallDisk> {
+        let disk = SmallDisk::mount(&self.folder.path().join("small"), megabytes)?;
+        self.user.own(disk.path()).unwrap();
+        Some(disk)
     }
 
     /// Kills the postmaster with signal 9; its backends end by themselves. Start it again with [`Postgres::restart`].

@@ -269,6 +269,19 @@ pub enum Error {
         #[source]
         source: Box<ServerError>,
     },
+    /// There is no room left for what was to be written.
+    #[error(
+        "the disk of the server at {place} is full, which ended {doing}: make room there; it is tried again"
+    )]
+    DiskFull {
+        /// Where.
+        place: String,
+        /// What was being done.
+        doing: &'static str,
+        /// The server's words: which file could not grow.
+        #[source]
+        source: Box<ServerError>,
+    },
     /// The publication that the stream reads does not exist.
     #[error(
         "a publication that the stream from {place} reads does not exist: it was dropped; the next start makes it anew"
@@ -351,6 +364,7 @@ impl Error {
             | Error::StreamEnded { .. }
             | Error::NotReady { .. }
             | Error::NoneLeft { .. }
+            | Error::DiskFull { .. }
             | Error::SlotInUse { .. }
             | Error::Cancelled { .. } => true,
             // 40: serialization failure and deadlock; 53: out of a resource; 55P03: a lock was not to be had in time.
@@ -389,6 +403,7 @@ impl Error {
             SqlState::CONFIGURATION_LIMIT_EXCEEDED | SqlState::TOO_MANY_CONNECTIONS => {
                 Error::NoneLeft { place: name, source }
             }
+            SqlState::DISK_FULL => Error::DiskFull { place: name, doing, source },
             SqlState::QUERY_CANCELED => Error::Cancelled { place: name, doing, source },
             SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE if source.message.contains("wal_level") => {
                 Error::WalLevel { place: name, source }

@@ -155,7 +155,7 @@ impl TableSource {
             has_feed = commit::has_feed(&before.configuration);
             self.check_schema(to, &before.columns, &target)?;
         }
-        let range = Range {
+        let range = Arc::new(Range {
             source: self.clone(),
             after,
             to,
@@ -164,7 +164,7 @@ impl TableSource {
             target,
             plan,
             detail,
-        };
+        });
         let (sender, receiver) = mpsc::channel(WAITING);
         let mut reading = JoinSet::new();
         reading.spawn(async move {
@@ -211,7 +211,7 @@ fn key_places(table: &str, target: &TableVersion, schema: &SchemaRef, detail: &D
 pub(crate) type Sender = mpsc::Sender<Result<ChangeBatch>>;
 
 impl Range {
-    async fn send_all(&self, mut has_feed: bool, sender: &Sender) -> Result<()> {
+    async fn send_all(self: &Arc<Self>, mut has_feed: bool, sender: &Sender) -> Result<()> {
         let mut net = NetFiles::default();
         let first = self.after.map_or(0, |after| after.saturating_add(1));
         let source = &self.source;
@@ -256,12 +256,12 @@ impl Range {
     }
 
     /// Tells what happened to rows of files; `is_told` when that stands in the log as it is.
-    async fn send(&self, changed: Vec<ChangedRows>, is_told: bool, sender: &Sender) -> Result<()> {
+    async fn send(self: &Arc<Self>, changed: Vec<ChangedRows>, is_told: bool, sender: &Sender) -> Result<()> {
         let has = |side| changed.iter().any(|rows| rows.side == side);
         let is_net = matches!(self.detail, Detail::Net(_));
         let is_compared = (is_net && has(Side::Feed)) || (!is_told && has(Side::Removed) && has(Side::Added));
         match is_compared {
-            true => self.send_compared(&changed, sender).await,
+            true => self.send_compared(changed, sender).await,
             false => self.send_as_told(&changed, sender).await,
         }
     }

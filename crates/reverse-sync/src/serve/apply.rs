@@ -18,11 +18,11 @@
 
 use super::copy_in::CopyIn;
 use super::definition::Layout;
-use super::error::ServeError;
 use super::kept_out::KeptOut;
 use super::load::{Applied, key_text};
 use super::record::{LISTED_DUPLICATES, Record, Version};
 use super::target::Target;
+use crate::error::{Result, ReverseSyncError};
 use arrow::array::RecordBatch;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -48,7 +48,7 @@ pub struct RowChanges {
 }
 
 /// Net changes: the rows of one difference between two versions.
-pub type ChangeStream = BoxStream<'static, Result<RowChanges, ServeError>>;
+pub type ChangeStream = BoxStream<'static, Result<RowChanges>>;
 
 /// What came of changes.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Target {
         record: &Record,
         version: &Version,
         changes: ChangeStream,
-    ) -> Result<Outcome, ServeError> {
+    ) -> Result<Outcome> {
         let reload = |reason| Ok(Outcome::Reload { reason });
         if record.selection != self.definition.selection() {
             return reload(SELECTION_CHANGED);
@@ -103,7 +103,7 @@ impl Target {
             let rows = record.rows + inserted - deleted;
             let record = self.write_record(version, rows, &kept_out, &layout.columns).await?;
             let changed = u64::try_from(deleted + updated + inserted).unwrap_or_default();
-            Ok::<_, ServeError>(Some(Applied { record, changed }))
+            Ok::<_, ReverseSyncError>(Some(Applied { record, changed }))
         };
         match applied.await {
             Ok(Some(applied)) => {
@@ -120,11 +120,7 @@ impl Target {
         }
     }
 
-    async fn stage_changes(
-        &mut self,
-        layout: &Layout,
-        mut changes: ChangeStream,
-    ) -> Result<Staged, ServeError> {
+    async fn stage_changes(&mut self, layout: &Layout, mut changes: ChangeStream) -> Result<Staged> {
         self.ensure_temporary(layout).await?;
         let mut copy = CopyIn::begin(&self.client, CHANGES, layout, "tidewater_sign, ").await?;
         let (mut rows, mut removed) = (0, 0);
@@ -140,7 +136,7 @@ impl Target {
     }
 
     /// Temporary tables of the layout, empty.
-    async fn ensure_temporary(&mut self, layout: &Layout) -> Result<(), ServeError> {
+    async fn ensure_temporary(&mut self, layout: &Layout) -> Result<()> {
         if self.temporary.as_ref() == Some(layout) {
             return self.run("emptying temporary tables", &format!("TRUNCATE {CHANGES}, {NET}")).await;
         }
@@ -157,7 +153,7 @@ impl Target {
         Ok(())
     }
 
-    async fn touches_shared_keys(&self, layout: &Layout) -> Result<bool, ServeError> {
+    async fn touches_shared_keys(&self, layout: &Layout) -> Result<bool> {
         let (schema, table) = (&self.definition.schema, &self.definition.table);
         let sql = format!(
             "WITH keys AS (SELECT key FROM tidewater.served_duplicate_keys WHERE schema_name = $1 AND table_name = $2)
@@ -171,7 +167,7 @@ impl Target {
     }
 
     /// Applies the staged changes; nothing if they do not fit what is there. Gives deleted, updated, inserted.
-    async fn apply_net(&self, layout: &Layout, staged: u64) -> Result<Option<(i64, i64, i64)>, ServeError> {
+    async fn apply_net(&self, layout: &Layout, staged: u64) -> Result<Option<(i64, i64, i64)>> {
         let analyze = staged >= ANALYZED_CHANGES;
         if analyze {
             self.run("analyzing changes", &format!("ANALYZE {CHANGES}")).await?;

@@ -11,9 +11,9 @@
 
 use super::cells::Cells;
 use super::column::ServedColumn;
-use super::error::ServeError;
 use super::kept_out::{KeptOut, KeptOutRow};
 use super::value::Misfit;
+use crate::error::{Result, ReverseSyncError};
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use bytes::{BufMut, BytesMut};
@@ -57,13 +57,13 @@ impl BinaryCopy {
         sign: Option<i16>,
         out: &mut BytesMut,
         kept_out: &mut KeptOut,
-    ) -> Result<u64, ServeError> {
+    ) -> Result<u64> {
         let arrays = self.columns.iter().map(|column| Cells::conform(batch, column));
         let arrays = arrays.collect::<Result<Vec<ArrayRef>, _>>()?;
         let cells = self.columns.iter().zip(&arrays).map(|(column, array)| Cells::of(array, column));
         let cells = cells.collect::<Result<Vec<Cells<'_>>, _>>()?;
         let fields = cells.len() + usize::from(sign.is_some());
-        let fields = i16::try_from(fields).map_err(|_| ServeError::TooManyColumns)?;
+        let fields = i16::try_from(fields).map_err(|_| ReverseSyncError::TooManyColumns)?;
         let counted = sign.map_or(1, i64::from);
         let mut written = 0;
         for row in 0..batch.num_rows() {
