@@ -6,7 +6,7 @@
 use super::file_changes::{ChangedRows, Side};
 use super::ledger::{Differing, Entry, Ledger};
 use super::row_hash::{RowHash, RowHasher};
-use super::{ChangeKind, Range, Sender};
+use super::{ChangeKind, Detail, Range, Sender};
 use crate::delta_source::{RowSet, side_by_side};
 use crate::error::{Result, ReverseSyncError};
 use arrow::array::{BooleanArray, RecordBatch};
@@ -95,7 +95,10 @@ impl Range {
     ) -> Result<()> {
         for (number, changed) in (0_u32..).zip(changed) {
             let Some(differing) = differing.get(&number) else { continue };
-            for kind in kinds {
+            let untold = |kind: &ChangeKind| {
+                *kind == ChangeKind::UpdatePreimage && matches!(self.detail, Detail::Upserts(_))
+            };
+            for kind in kinds.into_iter().filter(|kind| !untold(kind)) {
                 let places = differing.rows(kind);
                 if !places.is_empty() {
                     let rows = RowSet::Only(Arc::new(places.clone()));

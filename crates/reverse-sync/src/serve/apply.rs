@@ -1,7 +1,7 @@
 //! The changes between two versions, applied to the served table in one transaction.
 //!
 //! ```text
-//!   net changes ══COPY══▶ tidewater_changes          −1 the row that went · +1 the row that came
+//!   net changes ══COPY══▶ tidewater_changes          −1 a row that went · +1 one that came · 0 one that replaces its key's
 //!        one row a key ──▶ tidewater_net             with its place in the served table, found once
 //!                           ├─ went, not come ─▶ DELETE
 //!                           ├─ is there ───────▶ UPDATE, unless it is equal
@@ -35,14 +35,40 @@ pub(super) const INSERTING: &str = "inserting rows into the served table";
 const CHANGES: &str = "pg_temp.tidewater_changes";
 const NET: &str = "pg_temp.tidewater_net";
 
+/// Every change's place was just looked up and its page is in memory, which Postgres does not know: it would read the whole
+/// table once for the deletes and once for the updates (seen, at four times the time).
+const BY_PLACE: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
 /// Fewer changes are joined well by Postgres's own guess of how many they are.
 const ANALYZED_CHANGES: u64 = 5_000;
 
-/// Rows that came, or rows that went.
+/// What happened to rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// They are new to the Delta table, or the row that they replace is told as well, as one that went.
+    Came,
+    /// Each takes the place of a row of the same key, which is not told.
+    Replaced,
+    /// They are gone.
+    Went,
+}
+
+impl Change {
+    /// By how many rows of its key the Delta table grew.
+    pub(super) fn sign(self) -> i16 {
+        match self {
+            Change::Came => 1,
+            Change::Replaced => 0,
+            Change::Went => -1,
+        }
+    }
+}
+
+/// Rows to which the same thing happened.
 #[derive(Debug, Clone)]
 pub struct RowChanges {
-    /// Whether these rows went; otherwise they came.
-    pub removed: bool,
+    /// What happened.
+    pub change: Change,
     /// The rows.
     pub rows: RecordBatch,
 }
@@ -126,10 +152,9 @@ impl Target {
         let (mut rows, mut removed) = (0, 0);
         while let Some(batch) = changes.next().await {
             let batch = batch?;
-            let sign = if batch.removed { -1 } else { 1 };
-            let staged = copy.write(&batch.rows, Some(sign)).await?;
+            let staged = copy.write(&batch.rows, Some(batch.change)).await?;
             rows += staged;
-            removed += if batch.removed { staged } else { 0 };
+            removed += if batch.change == Change::Came { 0 } else { staged };
         }
         let kept_out = copy.finish().await?;
         Ok(Staged { rows, removed, kept_out })
@@ -170,15 +195,14 @@ impl Target {
     async fn apply_net(&self, layout: &Layout, staged: u64) -> Result<Option<(i64, i64, i64)>> {
         let analyze = staged >= ANALYZED_CHANGES;
         if analyze {
-            self.run("analyzing changes", &format!("ANALYZE {CHANGES}")).await?;
+            let key = layout.key_columns().map(|column| quote_identifier(&column.name)).collect::<Vec<_>>();
+            self.run("analyzing changes", &format!("ANALYZE {CHANGES} ({})", key.join(", "))).await?;
         }
         self.cast_rows(layout, CHANGES, "finding each change's place", &self.net_statement(layout)).await?;
-        if analyze {
-            self.run("analyzing changes", &format!("ANALYZE {NET}")).await?;
-        }
+        self.run("planning for rows whose place is known", BY_PLACE).await?;
         if layout.timeseries.is_none() {
             let misfits = format!(
-                "SELECT count(*) FROM {NET} WHERE (tidewater_place IS NOT NULL)::int + tidewater_sum <> (tidewater_sign > 0)::int"
+                "SELECT count(*) FROM {NET} WHERE (tidewater_place IS NOT NULL)::int + tidewater_sum <> (tidewater_sign >= 0)::int"
             );
             if self.count("checking changes", &misfits).await? > 0 {
                 return Ok(None);
@@ -190,7 +214,7 @@ impl Target {
         );
         let update = format!(
             "UPDATE {target} t SET ({}) = ROW({}) FROM {NET} n
-             WHERE t.ctid = n.tidewater_place AND n.tidewater_sign > 0 AND NOT n.tidewater_same",
+             WHERE t.ctid = n.tidewater_place AND n.tidewater_sign >= 0 AND NOT n.tidewater_same",
             layout.names(),
             layout.of("n")
         );
@@ -205,7 +229,7 @@ impl Target {
         Ok(Some((deleted, updated, inserted)))
     }
 
-    /// One row a key: the row that came if one did, else the one that went. `tidewater_same` marks what need not be
+    /// One row a key: the row that came if one did, else the one that replaces, else the one that went. `tidewater_same` marks what need not be
     /// written: rows that are equal, and of a time series those that are older than what is served.
     fn net_statement(&self, layout: &Layout) -> String {
         let target = self.definition.target();

@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 /// Postgres's `MaxAllocSize`: no field is larger.
 const LONGEST_FIELD: usize = 0x3FFF_FFFF;
-const NULL_FIELD: i32 = -1;
+/// The length that says that there is no value.
+pub(super) const NULL_FIELD: i32 = -1;
 
 /// Days from 1970-01-01 to Postgres's day zero, 2000-01-01.
 const EPOCH_DAYS: i32 = 10_957;

@@ -9,6 +9,7 @@
 //! Several sessions commit one by one, so they only ever write to tables that nobody reads yet. Memory is bounded by
 //! two batches a session, and the channel.
 
+use super::apply::Change;
 use super::binary_copy::BinaryCopy;
 use super::definition::{Layout, ServedDefinition};
 use super::kept_out::KeptOut;
@@ -59,8 +60,8 @@ impl<'a> CopyIn<'a> {
     }
 
     /// Sends a batch's rows; gives how many there were to send.
-    pub(super) async fn write(&mut self, batch: &RecordBatch, sign: Option<i16>) -> Result<u64> {
-        let rows = self.copy.write(batch, sign, &mut self.buffer, &mut self.kept_out)?;
+    pub(super) async fn write(&mut self, batch: &RecordBatch, change: Option<Change>) -> Result<u64> {
+        let rows = self.copy.write(batch, change, &mut self.buffer, &mut self.kept_out)?;
         let bytes = self.buffer.split().freeze();
         // The next batch is about as large; growing to that step by step would copy it several times.
         self.buffer.reserve(bytes.len());

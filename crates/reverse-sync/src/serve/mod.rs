@@ -32,7 +32,7 @@ mod record;
 mod target;
 mod value;
 
-pub use apply::{ChangeStream, Outcome, RowChanges};
+pub use apply::{Change, ChangeStream, Outcome, RowChanges};
 pub use column::{Form, ServedColumn};
 pub use compare::{Comparison, Difference};
 pub use copy_in::RowStream;

@@ -22,7 +22,10 @@ pub async fn preflight(config: &SourceConfig, definition: &ServedDefinition) -> 
     for schema in [OWN_SCHEMA, &definition.schema] {
         found.extend(schema_shortcoming(&client, schema, &role, &config.dbname).await?);
     }
-    found.extend(name_shortcoming(&client, definition).await?);
+    // Without privileges on the schemas it cannot be looked into them.
+    if found.is_empty() {
+        found.extend(name_shortcoming(&client, definition).await?);
+    }
     for granted in definition.grants.values().flatten() {
         if !exists(&client, &format!("SELECT FROM pg_roles WHERE rolname = {}", quote_literal(granted)))
             .await?
@@ -45,7 +48,10 @@ async fn schema_shortcoming(
     let there = format!("SELECT FROM pg_namespace WHERE nspname = {}", quote_literal(schema));
     let (may, problem, remedy) = match exists(client, &there).await? {
         true => (
-            format!("SELECT WHERE has_schema_privilege({}, 'CREATE')", quote_literal(schema)),
+            format!(
+                "SELECT WHERE has_schema_privilege({0}, 'CREATE') AND has_schema_privilege({0}, 'USAGE')",
+                quote_literal(schema)
+            ),
             format!("the role {role} may not create tables in the schema {schema}"),
             format!("GRANT CREATE, USAGE ON SCHEMA {} TO {role}", quote_identifier(schema)),
         ),

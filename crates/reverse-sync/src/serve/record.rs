@@ -117,6 +117,12 @@ impl Record {
             || wanted.collect::<BTreeSet<_>>() != held.collect::<BTreeSet<_>>()
     }
 
+    /// Whether the changes have to tell the rows before updates too. Which of them was served, they alone say: of rows
+    /// that did not fit, and of a time series, where an older row may have been kept.
+    pub fn needs_preimages(&self, layout: &Layout) -> bool {
+        self.kept_out.misfits != 0 || layout.timeseries.is_some()
+    }
+
     /// The record of a served table; `None` before its first load.
     pub(super) async fn read(client: &Client, definition: &ServedDefinition) -> Result<Option<Record>> {
         let doing = "reading tidewater.served_tables";

@@ -3,8 +3,8 @@
 use crate::config::ToPostgres;
 use futures::StreamExt;
 use lake_sql::{LakeSession, LakeSqlError};
-use reverse_sync::serve::{ChangeStream, Layout, RowChanges, RowStream, ServedDefinition, Version};
-use reverse_sync::{Detail, Part, ReverseSyncError, TableSource};
+use reverse_sync::serve::{Change, ChangeStream, Layout, RowChanges, RowStream, ServedDefinition, Version};
+use reverse_sync::{ChangeBatch, ChangeKind, Detail, Part, ReverseSyncError, TableSource};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -110,12 +110,18 @@ impl LakeTable {
         Ok(self.source.snapshot(number, &self.part).await?.stream)
     }
 
-    /// What differs between two versions.
-    pub async fn changes(&self, from: u64, to: u64) -> Result<ChangeStream, ServingError> {
-        let net = Detail::Net(self.key.clone());
-        let changes = self.source.row_changes(Some(from), to, &self.part, net).await?;
-        let change = |batch: reverse_sync::ChangeBatch| RowChanges {
-            removed: batch.kind.removes_row(),
+    /// What differs between two versions. Without `preimages`, rows that replace others come alone.
+    pub async fn changes(&self, from: u64, to: u64, preimages: bool) -> Result<ChangeStream, ServingError> {
+        let key = self.key.clone();
+        let detail = if preimages { Detail::Net(key) } else { Detail::Upserts(key) };
+        let changes = self.source.row_changes(Some(from), to, &self.part, detail).await?;
+        let change = move |batch: ChangeBatch| RowChanges {
+            change: match batch.kind {
+                ChangeKind::Insert => Change::Came,
+                ChangeKind::UpdatePostimage if preimages => Change::Came,
+                ChangeKind::UpdatePostimage => Change::Replaced,
+                ChangeKind::UpdatePreimage | ChangeKind::Delete => Change::Went,
+            },
             rows: batch.rows,
         };
         Ok(changes.stream.map(move |batch| batch.map(change)).boxed())

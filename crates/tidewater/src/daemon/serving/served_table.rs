@@ -282,7 +282,8 @@ impl Attempt<'_> {
     }
 
     async fn follow_changes(&mut self, record: Record, lake: &LakeVersion) -> Result<(), ServingError> {
-        let changes = match self.lake.changes(record.version, lake.version.number).await {
+        let preimages = record.needs_preimages(&lake.layout);
+        let changes = match self.lake.changes(record.version, lake.version.number, preimages).await {
             Ok(changes) => changes,
             Err(ServingError::Serve(error)) => return self.reload_if_unavailable(error, lake).await,
             Err(error) => return Err(error),
