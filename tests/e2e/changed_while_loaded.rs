@@ -33,7 +33,11 @@ async fn loading(tables: &str) -> Loading {
 
 /// Waits until a snapshot is exported.
 async fn wait_snapshot(client: &Client) {
-    wait_rows(client, "SELECT 1 FROM pg_replication_slots WHERE temporary AND confirmed_flush_lsn IS NOT NULL").await;
+    wait_rows(
+        client,
+        "SELECT 1 FROM pg_replication_slots WHERE temporary AND confirmed_flush_lsn IS NOT NULL",
+    )
+    .await;
 }
 
 /// Waits until a query finds something.
@@ -182,8 +186,11 @@ async fn a_table_rewritten_while_it_is_compared_is_mended_and_verified_as_it_is(
     wait_all_follow(&mut daemon).await;
 
     let changes = async {
-        wait_rows(&client, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%SET TRANSACTION SNAPSHOT%SAVEPOINT%'")
-            .await;
+        wait_rows(
+            &client,
+            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%SET TRANSACTION SNAPSHOT%SAVEPOINT%'",
+        )
+        .await;
         client.batch_execute("TRUNCATE verified; INSERT INTO verified VALUES (1, 'after')").await.unwrap();
     };
     let (verified, ()) = tokio::join!(site.command(&["verify", "public.verified"]), changes);

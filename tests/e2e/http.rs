@@ -12,7 +12,7 @@ const RETRY: Duration = Duration::from_millis(100);
 const TOKEN: &str = "0123456789abcdef";
 
 /// One request over TCP, with the headers it is given and no others.
-async fn ask(port: u16, line: &str, headers: &[&str]) -> (u16, String) {
+pub async fn ask(port: u16, line: &str, headers: &[&str]) -> (u16, String) {
     ask_with(port, line, headers, "").await
 }
 

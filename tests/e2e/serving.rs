@@ -24,8 +24,13 @@ impl Served {
     /// Runs `sql` at the source. `entries` are those of `to_postgres`, as YAML, each on a line of its own.
     pub async fn new(sql: &str, entries: &[&str]) -> Served {
         let postgres = Postgres::start().await;
-        let source = postgres.create_database("shop").await;
         let target = postgres.create_database("app").await;
+        Served::over(postgres, target, sql, entries).await
+    }
+
+    /// The same, with a database `app` that is there.
+    pub async fn over(postgres: Postgres, target: Client, sql: &str, entries: &[&str]) -> Served {
+        let source = postgres.create_database("shop").await;
         source.batch_execute(sql).await.unwrap();
         let site = Site::new(&configuration(&postgres, entries));
         Served { postgres, source, target, site }

@@ -1,9 +1,11 @@
 //! Tables that Apache Spark writes, served row for row at each version that is applied, with and without a Change Data
 //! Feed. Spark writes and Spark judges: what Postgres serves, read by psycopg, against Spark's own rows.
 
+use crate::gold::Gold;
+use crate::serving::wait_state;
+use crate::serving_trouble::wait_error;
 use serde_json::json;
-use tidewater_e2e::{Engine, LakeTable, Postgres, Reader, Site, free_port};
-use tokio_postgres::Client;
+use tidewater_e2e::Engine;
 
 /// What people do to a table. Columns of every plain type, so that texts of both sides can be compared.
 const STEPS: &[&[&str]] = &[
@@ -21,67 +23,24 @@ const STEPS: &[&[&str]] = &[
 ];
 
 /// Columns that exist in every version.
-const COLUMNS: [&str; 9] = ["id", "name", "amount", "ratio", "flag", "day", "at", "local", "bytes"];
+const COLUMNS: [&str; 10] = ["id", "name", "amount", "ratio", "flag", "day", "at", "local", "bytes", "part"];
 
-struct Gold {
-    postgres: Postgres,
-    client: Client,
-    site: Site,
-    reader: Reader,
-}
-
-impl Gold {
-    async fn new(entry: &str) -> Gold {
-        let postgres = Postgres::start().await;
-        let client = postgres.create_database("app").await;
-        let url = postgres.url("app");
-        let site = Site::new(&format!(
-            "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
-             databases:\n  app: {{url: \"{url}\", tls: disable}}\nto_postgres:\n  - {{database: app, {entry}}}\n",
-            free_port()
-        ));
-        std::fs::create_dir_all(site.lake()).unwrap();
-        Gold { postgres, client, site, reader: Reader::start() }
-    }
-
-    async fn spark(&mut self, table: &str, statements: &[&str]) {
-        let path = self.site.table(table);
-        self.reader
-            .ask(json!({"engine": "spark", "op": "run", "path": path, "statements": statements}))
-            .await;
-    }
-
-    async fn assert_served(&mut self, table: &str, name: &str) {
-        let sql = "SELECT version FROM tidewater.served_tables WHERE table_name = $1";
-        let version: i64 = self.client.query_one(sql, &[&name]).await.unwrap().get(0);
-        let lake = LakeTable::at(&self.site.table(table)).version(version.unsigned_abs());
-        let newest = self.reader.versions(Engine::Spark, &lake).await.into_iter().max();
-        assert_eq!(newest, Some(version.unsigned_abs()));
-        let mut expected = self.reader.columns(Engine::Spark, &lake, &COLUMNS).await;
-        let request = json!({"op": "source_rows", "dsn": self.postgres.url("app"), "schema": "serving", "table": name, "columns": COLUMNS});
-        let served = self.reader.ask(request).await;
-        let mut served: Vec<Vec<Option<String>>> = served["rows"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|row| row.as_array().unwrap().iter().map(|cell| cell.as_str().map(str::to_owned)).collect())
-            .collect();
-        expected.sort();
-        served.sort();
-        assert_eq!(served, expected, "version {version}");
-    }
-}
+/// A column gets a type that holds more. Not to be undone by RESTORE, so it comes last.
+const WIDENING: &[&[&str]] = &[
+    &["ALTER TABLE {t} ALTER COLUMN part TYPE bigint"],
+    &["UPDATE {t} SET part = part + 5000000000 WHERE id < 10"],
+];
 
 fn create(properties: &str) -> Vec<String> {
     vec![
         format!(
             "CREATE TABLE {{t}} (id bigint, name string, amount decimal(12,2), ratio double, flag boolean, day date,
-             at timestamp, local timestamp_ntz, bytes binary, part int) USING delta PARTITIONED BY (part)
+             at timestamp, local timestamp_ntz, bytes binary, part int, region int) USING delta PARTITIONED BY (region)
              TBLPROPERTIES ({properties})"
         ),
         "INSERT INTO {t} SELECT id, concat('n', id), CAST(id AS decimal(12,2)) / 3, id / 7, id % 2 = 0,
          date_add(date '2020-02-28', CAST(id AS int)), timestamp '2026-01-01 00:00:00.123456' + make_interval(0, 0, 0, CAST(id AS int)),
-         timestamp_ntz '1999-12-31 23:59:59.999999', encode(concat('b', id), 'UTF-8'), CAST(id % 3 AS int) FROM range(400)"
+         timestamp_ntz '1999-12-31 23:59:59.999999', encode(concat('b', id), 'UTF-8'), CAST(id AS int), CAST(id % 3 AS int) FROM range(400)"
             .to_owned(),
     ]
 }
@@ -89,45 +48,43 @@ fn create(properties: &str) -> Vec<String> {
 #[tokio::test]
 async fn whatever_spark_does_to_a_table_is_served_at_each_version() {
     let feed = "'delta.enableChangeDataFeed' = 'true', 'delta.enableDeletionVectors' = 'true'";
-    let mapped = "'delta.columnMapping.mode' = 'name', 'delta.enableDeletionVectors' = 'false'";
-    let mut gold = Gold::new("table: gold.t, into: serving.t, mode: triggered, primary_key: [id]").await;
-    for properties in [feed, mapped] {
-        let statements = create(properties);
-        let _ = std::fs::remove_dir_all(gold.site.table("gold/t"));
-        gold.spark("gold/t", &statements.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    // All that a table may have beside its rows.
+    let mapped = "'delta.columnMapping.mode' = 'name', 'delta.enableDeletionVectors' = 'false',
+        'delta.enableRowTracking' = 'true', 'delta.enableInCommitTimestamps' = 'true',
+        'delta.checkpointPolicy' = 'v2', 'delta.checkpointInterval' = '3', 'delta.enableTypeWidening' = 'true'";
+    let mut gold = Gold::new(&["table: gold.t, into: serving.t, mode: triggered, primary_key: [id]"]).await;
+    for (properties, widening) in [(feed, &[][..]), (mapped, WIDENING)] {
+        let _ = std::fs::remove_dir_all(gold.folder("gold/t"));
+        gold.write("spark", "gold/t", json!(create(properties))).await;
         gold.site.run_until_caught_up().await;
-        gold.assert_served("gold/t", "t").await;
-        for step in STEPS {
-            gold.spark("gold/t", step).await;
+        gold.assert_served(Engine::Spark, "gold/t", "t", &COLUMNS).await;
+        for step in STEPS.iter().chain(widening) {
+            gold.write("spark", "gold/t", json!(step)).await;
             gold.site.run_until_caught_up().await;
-            gold.assert_served("gold/t", "t").await;
+            gold.assert_served(Engine::Spark, "gold/t", "t", &COLUMNS).await;
         }
     }
     // What was in between is gone from the store: the newest version is not.
-    gold.spark(
-        "gold/t",
-        &[
-            "UPDATE {t} SET name = 'x'",
-            "UPDATE {t} SET name = 'y'",
-            "SET spark.databricks.delta.retentionDurationCheck.enabled = false",
-            "VACUUM {t} RETAIN 0 HOURS",
-        ],
-    )
-    .await;
+    let vacuumed = [
+        "UPDATE {t} SET name = 'x'",
+        "UPDATE {t} SET name = 'y'",
+        "SET spark.databricks.delta.retentionDurationCheck.enabled = false",
+        "VACUUM {t} RETAIN 0 HOURS",
+    ];
+    gold.write("spark", "gold/t", json!(vacuumed)).await;
     gold.site.run_until_caught_up().await;
-    gold.assert_served("gold/t", "t").await;
+    gold.assert_served(Engine::Spark, "gold/t", "t", &COLUMNS).await;
 }
 
 #[tokio::test]
 async fn nested_values_are_jsonb_and_arrays_and_a_zero_byte_keeps_its_row_out() {
-    let mut gold = Gold::new(
-        "table: gold.n, into: serving.n, mode: triggered, primary_key: [id], type_overrides: {v: vector(2)}, where: \"id < 100\"",
-    )
-    .await;
+    let entry = "table: gold.n, into: serving.n, mode: triggered, primary_key: [id], type_overrides: {v: vector(2)}, where: \"id < 100\"";
+    let mut gold = Gold::new(&[entry]).await;
     gold.client.batch_execute("CREATE EXTENSION vector").await.unwrap();
-    gold.spark(
+    gold.write(
+        "spark",
         "gold/n",
-        &[
+        json!([
             "CREATE TABLE {t} (id int, s struct<a: int, b: array<string>>, m map<string, decimal(5,2)>, l array<bigint>, t array<timestamp>, v array<float>, x string) USING delta",
             "INSERT INTO {t} VALUES
               (1, named_struct('a', 1, 'b', array('x', null)), map('k', 1.50), array(1, null, 3), array(timestamp '2026-01-01 00:00:00'), array(1.5, -2), 'ok'),
@@ -135,7 +92,7 @@ async fn nested_values_are_jsonb_and_arrays_and_a_zero_byte_keeps_its_row_out() 
               (3, null, null, null, null, null, concat('a', char(0), 'b')),
               (4, null, null, null, null, array(1.0), null),
               (100, null, null, null, null, null, 'elsewhere')",
-        ],
+        ]),
     )
     .await;
     gold.site.run_until_caught_up().await;
@@ -157,13 +114,14 @@ async fn nested_values_are_jsonb_and_arrays_and_a_zero_byte_keeps_its_row_out() 
     let kept_out = "SELECT misfits FROM tidewater.served_tables";
     assert_eq!(crate::serving::rows(&gold.client, kept_out).await, [[Some("2".to_owned())]]);
     // Out of the condition, into it, and mended.
-    gold.spark(
+    gold.write(
+        "spark",
         "gold/n",
-        &[
+        json!([
             "UPDATE {t} SET id = id + 100 WHERE id = 1",
             "UPDATE {t} SET id = 5 WHERE id = 100",
             "UPDATE {t} SET x = 'ab' WHERE id = 3",
-        ],
+        ]),
     )
     .await;
     gold.site.run_until_caught_up().await;
@@ -172,4 +130,33 @@ async fn nested_values_are_jsonb_and_arrays_and_a_zero_byte_keeps_its_row_out() 
     let rows: Vec<Vec<String>> =
         rows.into_iter().map(|row| row.into_iter().map(Option::unwrap_or_default).collect()).collect();
     assert_eq!(rows, expected);
+}
+
+#[tokio::test]
+async fn a_shredded_variant_is_refused_by_its_columns_name_and_the_others_go_on() {
+    let mut gold = Gold::new(&[
+        "table: gold.shredded, into: serving.shredded, mode: continuous, primary_key: [id]",
+        "table: gold.whole, into: serving.whole, mode: continuous, primary_key: [id]",
+        "table: gold.shredded, into: serving.part, mode: continuous, primary_key: [id], columns: [id]",
+    ])
+    .await;
+    let insert = "INSERT INTO {t} SELECT id, parse_json(concat('{\"a\":', id, '}')) FROM range(10)";
+    let whole = ["CREATE TABLE {t} (id bigint, v variant) USING delta", insert];
+    gold.write("spark", "gold/whole", json!(whole)).await;
+    let shredded = [
+        "SET spark.sql.variant.writeShredding.enabled = true",
+        "SET spark.sql.variant.forceShreddingSchemaForTest = a int",
+        "CREATE TABLE {t} (id bigint, v variant) USING delta TBLPROPERTIES ('delta.enableVariantShredding' = 'true')",
+        insert,
+    ];
+    gold.write("spark", "gold/shredded", json!(shredded)).await;
+    let mut daemon = gold.site.start().await;
+    wait_error(&mut daemon, "serving.shredded", &["`v`", "shredded variant", "leave it out with `columns`"])
+        .await;
+    wait_state(&mut daemon, "serving.whole", "serving").await;
+    wait_state(&mut daemon, "serving.part", "serving").await;
+    let rows = crate::serving::rows(&gold.client, "SELECT v->>'a' FROM serving.whole WHERE id = 7").await;
+    assert_eq!(rows, [[Some("7".to_owned())]]);
+    gold.assert_served(Engine::Spark, "gold/shredded", "part", &["id"]).await;
+    daemon.stop().await;
 }

@@ -8,13 +8,13 @@ use tidewater_e2e::Daemon;
 
 const SOON: Duration = Duration::from_secs(90);
 
-const OTHER: &str = "table: shop.public.other, into: serving.other, mode: continuous, primary_key: [id]";
+pub const OTHER: &str = "table: shop.public.other, into: serving.other, mode: continuous, primary_key: [id]";
 
-fn with_other(sql: &str) -> String {
+pub fn with_other(sql: &str) -> String {
     format!("CREATE TABLE other (id int PRIMARY KEY, v text); INSERT INTO other VALUES (1, 'one'); {sql}")
 }
 
-async fn wait_error(daemon: &mut Daemon, table: &str, words: &[&str]) -> Value {
+pub async fn wait_error(daemon: &mut Daemon, table: &str, words: &[&str]) -> Value {
     let has = |status: &Value| {
         let error = status_of(status, table).and_then(|found| found["error"].as_str()).unwrap_or_default();
         !error.is_empty() && words.iter().all(|word| error.contains(word))
@@ -24,7 +24,7 @@ async fn wait_error(daemon: &mut Daemon, table: &str, words: &[&str]) -> Value {
 }
 
 /// Waits until the served table gives this answer.
-async fn wait_rows(served: &Served, sql: &str, expected: &[&str]) {
+pub async fn wait_rows(served: &Served, sql: &str, expected: &[&str]) {
     let deadline = std::time::Instant::now() + SOON;
     loop {
         let found: Vec<String> = match served.target.simple_query(sql).await {
@@ -42,7 +42,7 @@ async fn wait_rows(served: &Served, sql: &str, expected: &[&str]) {
 }
 
 /// The others go on: what happens to one of them arrives.
-async fn assert_others_go_on(served: &Served, value: &str) {
+pub async fn assert_others_go_on(served: &Served, value: &str) {
     served.source.batch_execute(&format!("UPDATE other SET v = '{value}'")).await.unwrap();
     wait_rows(served, "SELECT v FROM serving.other", &[value]).await;
 }

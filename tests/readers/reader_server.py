@@ -22,10 +22,12 @@ append adds a row that is there already, once more):
 
     {"id":10,"engine":"spark","op":"maintain","path":P,"task":"optimize"}  -> {"id":10}
 
-One that makes a table, by statements of the engine's own SQL in which the table is called {t}; spark only. And one that
+One that makes a table, or changes it, by statements of the engine's own SQL in which the table is called {t} (spark, and
+duckdb for appending to a table that is there), or by delta-rs's methods (see `engines/deltalake.py`). And one that
 reads the rows of an Arrow IPC file, for a reader of ours that is to be compared with the stock ones:
 
     {"id":11,"engine":"spark","op":"run","path":P,"statements":["CREATE TABLE {t} …","INSERT INTO {t} …"]}  -> {"id":11}
+    {"id":11,"engine":"deltalake","op":"run","path":P,"statements":[{"overwrite":"SELECT …"},{"delete":"id = 1"}]}    -> {"id":11}
     {"id":12,"op":"ipc_rows","path":F}  -> as rows
 
 Requests to Postgres, answered with the same texts and figures (columns named and chosen as in the lake):

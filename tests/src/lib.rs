@@ -29,6 +29,7 @@ mod reader;
 mod s3_faults;
 mod s3_server;
 mod shop;
+mod small_disk;
 mod traffic;
 
 pub use comparison::{Difference, Source, assert_equal, first_difference};
@@ -42,4 +43,5 @@ pub use reader::{Engine, LakeTable, Reader, repository};
 pub use s3_faults::{Fault, Faults};
 pub use s3_server::S3Server;
 pub use shop::Shop;
+pub use small_disk::SmallDisk;
 pub use traffic::{Traffic, TrafficReport};

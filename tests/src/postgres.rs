@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use oltp_core::{
-    Installation, POSTGRES_BIN_VARIABLE, ServiceUser, find_installation, run_bounded, server_command,
-};
+use oltp_core::{Installation, ServiceUser, find_installation, run_bounded, server_command};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -17,6 +15,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::daemon::free_port;
 use crate::reader::repository;
+use crate::small_disk::SmallDisk;
 
 const MAJOR: u32 = 18;
 const INITDB_LIMIT: Duration = Duration::from_secs(120);
@@ -94,6 +93,13 @@ impl Postgres {
         let quoted = name.replace('"', "\"\"");
         self.connect("postgres").await.batch_execute(&format!("CREATE DATABASE \"{quoted}\"")).await.unwrap();
         self.connect(name).await
+    }
+
+    /// A small disk that the server may write to, for a tablespace. `None` where the test may not mount one.
+    pub fn small_disk(&self, megabytes: u64) -> Option<SmallDisk> {
+        let disk = SmallDisk::mount(&self.folder.path().join("small"), megabytes)?;
+        self.user.own(disk.path()).unwrap();
+        Some(disk)
     }
 
     /// Kills the postmaster with signal 9; its backends end by themselves. Start it again with [`Postgres::restart`].

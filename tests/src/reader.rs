@@ -192,7 +192,13 @@ impl Reader {
     }
 
     /// One question, one answer; an error of the reader fails the test with its text.
-    pub async fn ask(&mut self, mut request: Value) -> Value {
+    pub async fn ask(&mut self, request: Value) -> Value {
+        let asked = request.to_string();
+        self.try_ask(request).await.unwrap_or_else(|error| panic!("{asked}\n{error}"))
+    }
+
+    /// One question, and its answer or the reader's error.
+    pub async fn try_ask(&mut self, mut request: Value) -> Result<Value, String> {
         let id = self.next_id;
         self.next_id += 1;
         request["id"] = json!(id);
@@ -205,13 +211,14 @@ impl Reader {
             .unwrap_or_else(|| panic!("the reader process ended at {request}"));
         let answer: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(answer["id"], json!(id), "{answer}");
-        assert!(answer.get("error").is_none(), "{request}\n{}", answer["error"]);
-        answer
+        match answer.get("error") {
+            Some(error) => Err(error.to_string()),
+            None => Ok(answer),
+        }
     }
 }
 
 /// The root of the checkout these tests were built from.
-/// The folder of the sources.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }

@@ -272,6 +272,19 @@ pub enum Error {
         #[source]
         source: Box<ServerError>,
     },
+    /// There is no room left for what was to be written.
+    #[error(
+        "the disk of the server at {place} is full, which ended {doing}: make room there; it is tried again"
+    )]
+    DiskFull {
+        /// Where.
+        place: String,
+        /// What was being done.
+        doing: &'static str,
+        /// The server's words: which file could not grow.
+        #[source]
+        source: Box<ServerError>,
+    },
     /// The publication that the stream reads does not exist.
     #[error(
         "a publication that the stream from {place} reads does not exist: it was dropped; the next start makes it anew"
@@ -365,6 +378,7 @@ impl Error {
             | Error::StreamEnded { .. }
             | Error::NotReady { .. }
             | Error::NoneLeft { .. }
+            | Error::DiskFull { .. }
             | Error::SlotInUse { .. }
             | Error::TableChanged { .. }
             | Error::Cancelled { .. } => true,
@@ -416,6 +430,7 @@ impl Error {
             SqlState::CONFIGURATION_LIMIT_EXCEEDED | SqlState::TOO_MANY_CONNECTIONS => {
                 Error::NoneLeft { place: name, source }
             }
+            SqlState::DISK_FULL => Error::DiskFull { place: name, doing, source },
             SqlState::QUERY_CANCELED => Error::Cancelled { place: name, doing, source },
             SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE if source.message.contains("wal_level") => {
                 Error::WalLevel { place: name, source }

@@ -61,3 +61,60 @@ def maintain(location, task):
 
         raise NotOffered(f"delta-rs does no {task} on tables with deletion vectors")
     _table(location).create_checkpoint()
+
+
+def run(location, statements):
+    """Runs what delta-rs offers as methods, one `{method: argument}` after the other.
+
+    Rows are given as a SELECT that DuckDB answers: `{"overwrite": SELECT, "configuration": {…}}`, `{"append": SELECT}`,
+    `{"merge": SELECT, "on": "t.id = s.id"}` (a row with `gone` set is deleted). The others are `{"update": {column:
+    expression}, "where": …}`, `{"delete": condition}`, `{"optimize": null}`, `{"z_order": [column]}`, `{"restore":
+    version}`, `{"vacuum": null}` and `{"properties": {…}}`.
+    """
+    for statement in statements:
+        _step(location, statement)
+
+
+def _step(location, step):
+    from deltalake import write_deltalake
+
+    options = store_options(location) or None
+    (method, argument), *others = step.items()
+    others = dict(others)
+    if method in ("overwrite", "append"):
+        write_deltalake(
+            location.path, _selected(argument), mode=method, storage_options=options,
+            configuration=others.get("configuration"), schema_mode="merge" if method == "append" else "overwrite",
+        )  # fmt: skip
+        return
+    table = _table(location)
+    if method == "merge":
+        source = _selected(argument)
+        columns = {name: f"s.{name}" for name in source.schema.names if name != "gone"}
+        merge = table.merge(source, others["on"], source_alias="s", target_alias="t")
+        merge = merge.when_matched_delete("s.gone").when_matched_update(columns)
+        merge.when_not_matched_insert(columns).execute()
+    elif method == "update":
+        table.update(updates=argument, predicate=others.get("where"))
+    elif method == "delete":
+        table.delete(argument)
+    elif method == "optimize":
+        table.optimize.compact()
+    elif method == "z_order":
+        table.optimize.z_order(argument)
+    elif method == "restore":
+        table.restore(argument)
+    elif method == "vacuum":
+        table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+    elif method == "properties":
+        table.alter.set_table_properties(argument)
+    else:
+        raise ValueError(f"{method} is no step")
+
+
+def _selected(select):
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection.execute(select).to_arrow_table()

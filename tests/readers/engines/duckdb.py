@@ -88,3 +88,11 @@ def schema(location):
 
 def versions(location):
     raise NotOffered("DuckDB shows no history of a Delta table")
+
+
+def run(location, statements):
+    """Runs statements in which the table is called {t}. The extension appends rows, and does nothing else to a table."""
+    with closing(_connect(location)) as connection:
+        connection.execute(f"ATTACH {_text(location.path)} AS lake_table (TYPE delta)")
+        for statement in statements:
+            connection.execute(statement.replace("{t}", "lake_table"))

@@ -4,11 +4,12 @@
 //! [`data_file`], which reads only the rows that are asked for. The kernel blocks, so it runs on threads of its own;
 //! that also keeps a panic over damaged bytes in there from being more than an error here.
 //!
-//! The newest version seen is kept, so that asking for the newest costs one listing of the log behind it.
+//! The newest version seen is kept, so that asking for the newest costs one listing of the log behind it; and the one
+//! seen before it, where whoever follows the table stands.
 //!
-//! The invariant: what is kept is used only while the commit it ends in is the same object as when it was read. A
-//! table that was dropped and made anew starts again at version 0 in the same folder, and the reader would put the
-//! new table's commits on top of the old one's.
+//! The invariant: what is kept is used only while the commit that the newest ends in is the same object as when it was
+//! read. A table that was dropped and made anew starts again at version 0 in the same folder, and the reader would put
+//! the new table's commits on top of the old one's.
 
 mod conform;
 mod data_file;
@@ -16,6 +17,7 @@ mod lake_store;
 mod parquet_file;
 mod read_plan;
 mod row_filter;
+mod side_by_side;
 mod snapshot;
 mod table_version;
 
@@ -23,8 +25,8 @@ pub(crate) use data_file::{DataFile, RowSet};
 pub use lake_store::LakeStore;
 pub use read_plan::Part;
 pub(crate) use read_plan::{CHANGE_TYPE, ReadPlan};
+pub(crate) use side_by_side::{received, side_by_side};
 pub use snapshot::Rows;
-pub(crate) use snapshot::received;
 pub use table_version::TableVersion;
 pub(crate) use table_version::{Column, columns};
 
@@ -39,7 +41,7 @@ use percent_encoding::percent_decode_str;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use url::Url;
 
 /// A Delta table to read from. Clones are cheap and share what was learnt about the log.
@@ -56,14 +58,15 @@ struct Inner {
     uri: String,
     engine: Arc<dyn Engine>,
     spill_folder: PathBuf,
-    newest: Mutex<Option<Kept>>,
+    kept: Mutex<Option<Kept>>,
 }
 
-/// The newest version seen, and the commit that it ends in as the store described it.
+/// The newest version seen, the commit that it ends in as the store described it, and the version seen before it.
 #[derive(Clone)]
 struct Kept {
-    snapshot: SnapshotRef,
+    newest: SnapshotRef,
     commit: ObjectMeta,
+    before: Option<SnapshotRef>,
 }
 
 impl fmt::Debug for TableSource {
@@ -95,7 +98,7 @@ impl TableSource {
             uri,
             engine: Arc::new(DefaultEngineBuilder::new(Arc::clone(&store.objects)).build()),
             spill_folder: std::env::temp_dir(),
-            newest: Mutex::new(None),
+            kept: Mutex::new(None),
         };
         TableSource { inner: Arc::new(inner) }
     }
@@ -109,7 +112,7 @@ impl TableSource {
             uri: self.inner.uri.clone(),
             engine: Arc::clone(&self.inner.engine),
             spill_folder: folder.to_owned(),
-            newest: Mutex::new(None),
+            kept: Mutex::new(None),
         };
         TableSource { inner: Arc::new(inner) }
     }
@@ -122,6 +125,17 @@ impl TableSource {
     /// The newest version now. One listing of the log, from the newest version seen so far on.
     pub async fn latest_version(&self) -> Result<u64> {
         Ok(self.newest_snapshot().await?.version())
+    }
+
+    /// Whether a version has been committed: one question about one object, which is what a store answers fastest and
+    /// cheapest. A version that has expired from the log, or whose table is gone, is not there either.
+    pub async fn has_commit(&self, version: u64) -> Result<bool> {
+        let path = self.commit_path(version);
+        match self.inner.objects.head(&path).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(source) => Err(self.store_error(&path, source)),
+        }
     }
 
     /// Schema, identity and properties at a version.
@@ -188,44 +202,28 @@ impl TableSource {
     }
 
     pub(crate) async fn newest_snapshot(&self) -> Result<SnapshotRef> {
-        let kept = self.still_true().await?;
+        let kept = self.still_true().await?.map(|kept| kept.newest);
         let before = kept.as_ref().map(|snapshot| snapshot.version());
-        let built = self
-            .with_engine(move |engine, url| {
-                match kept {
-                    Some(kept) => Snapshot::builder_from(kept),
-                    None => Snapshot::builder_for(url.as_str()),
+        match self.build(kept, None).await? {
+            Ok(snapshot) => {
+                if before != Some(snapshot.version()) {
+                    self.keep(&snapshot).await?;
                 }
-                .build(engine)
-            })
-            .await?;
-        let snapshot = match built {
-            Ok(snapshot) => snapshot,
-            Err(source) => return Err(self.why_not(None, source).await),
-        };
-        if before != Some(snapshot.version()) {
-            self.keep(&snapshot).await?;
+                Ok(snapshot)
+            }
+            Err(source) => Err(self.why_not(None, source).await),
         }
-        Ok(snapshot)
     }
 
     pub(crate) async fn snapshot_at(&self, version: u64) -> Result<SnapshotRef> {
-        let kept = self.still_true().await?.filter(|kept| kept.version() <= version);
-        if let Some(exact) = kept.as_ref().filter(|kept| kept.version() == version) {
+        let kept = self.still_true().await?;
+        let known = kept.iter().flat_map(|kept| [Some(&kept.newest), kept.before.as_ref()]).flatten();
+        if let Some(exact) = known.into_iter().find(|snapshot| snapshot.version() == version) {
             return Ok(Arc::clone(exact));
         }
-        let is_newer = kept.is_some();
-        let built = self
-            .with_engine(move |engine, url| -> DeltaResult<SnapshotRef> {
-                match kept {
-                    Some(kept) => Snapshot::builder_from(kept),
-                    None => Snapshot::builder_for(url.as_str()),
-                }
-                .at_version(version)
-                .build(engine)
-            })
-            .await?;
-        match built {
+        let newest = kept.map(|kept| kept.newest).filter(|newest| newest.version() < version);
+        let is_newer = newest.is_some();
+        match self.build(newest, Some(version)).await? {
             Ok(snapshot) if snapshot.version() == version => {
                 if is_newer {
                     self.keep(&snapshot).await?;
@@ -235,6 +233,26 @@ impl TableSource {
             Ok(snapshot) => Err(self.no_such_version(version, snapshot.version())),
             Err(source) => Err(self.why_not(Some(version), source).await),
         }
+    }
+
+    /// Builds a version, or the newest, on top of an earlier one if that is given.
+    async fn build(
+        &self,
+        earlier: Option<SnapshotRef>,
+        version: Option<u64>,
+    ) -> Result<DeltaResult<SnapshotRef>> {
+        self.with_engine(move |engine, url| {
+            let builder = match earlier {
+                Some(earlier) => Snapshot::builder_from(earlier),
+                None => Snapshot::builder_for(url.as_str()),
+            };
+            match version {
+                Some(version) => builder.at_version(version),
+                None => builder,
+            }
+            .build(engine)
+        })
+        .await
     }
 
     fn no_such_version(&self, version: u64, latest: u64) -> ReverseSyncError {
@@ -281,14 +299,17 @@ impl TableSource {
         ReverseSyncError::Store { at: at.to_string(), source: Box::new(source) }
     }
 
-    /// What is kept, if its last commit is still the one that it was read from.
-    async fn still_true(&self) -> Result<Option<SnapshotRef>> {
-        let kept = self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// What is kept, if its last commit is still the one that it was read from; else nothing is kept any more.
+    async fn still_true(&self) -> Result<Option<Kept>> {
+        let kept = self.kept().clone();
         let Some(kept) = kept else { return Ok(None) };
         match self.inner.objects.head(&kept.commit.location).await {
-            Ok(now) if now == kept.commit => Ok(Some(kept.snapshot)),
+            Ok(now) if now == kept.commit => Ok(Some(kept)),
             // Replaced, or expired from the log: what is there now decides.
-            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => {
+                *self.kept() = None;
+                Ok(None)
+            }
             Err(source) => Err(self.store_error(&kept.commit.location, source)),
         }
     }
@@ -297,13 +318,18 @@ impl TableSource {
         let path = self.commit_path(snapshot.version());
         match self.inner.objects.head(&path).await {
             Ok(commit) => {
-                let kept = Kept { snapshot: Arc::clone(snapshot), commit };
-                *self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+                let mut kept = self.kept();
+                let before = kept.take().map(|kept| kept.newest);
+                *kept = Some(Kept { newest: Arc::clone(snapshot), commit, before });
                 Ok(())
             }
             // Only its checkpoint is left: nothing would tell whether it is still true.
             Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(self.store_error(&path, source)),
         }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

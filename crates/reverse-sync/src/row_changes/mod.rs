@@ -13,7 +13,7 @@
 //!
 //! All rows come under the schema of the range's last version: null where a column is newer than the row.
 //!
-//! The order is part of the contract: within a version (with [`Detail::Net`], within the range) rows that go away come
+//! The order is part of the contract: within a version (with [`Detail::Net`] and [`Detail::Upserts`], within the range) rows that go away come
 //! before rows that come, so that applying them one after the other never meets a key twice.
 
 mod commit;
@@ -54,6 +54,16 @@ pub enum Detail {
     /// The range as a whole, by the key of these columns: what differs in the end. Of a key that changed many times
     /// only the first and the last row appear.
     Net(Vec<String>),
+    /// As [`Detail::Net`], without the rows before updates: enough for whoever keeps one row a key, and half the reading
+    /// and sending.
+    Upserts(Vec<String>),
+}
+
+impl Detail {
+    /// Whether the range is told as a whole.
+    fn is_net(&self) -> bool {
+        matches!(self, Detail::Net(_) | Detail::Upserts(_))
+    }
 }
 
 /// What happened to a row.
@@ -155,7 +165,7 @@ impl TableSource {
             has_feed = commit::has_feed(&before.configuration);
             self.check_schema(to, &before.columns, &target)?;
         }
-        let range = Range {
+        let range = Arc::new(Range {
             source: self.clone(),
             after,
             to,
@@ -164,7 +174,7 @@ impl TableSource {
             target,
             plan,
             detail,
-        };
+        });
         let (sender, receiver) = mpsc::channel(WAITING);
         let mut reading = JoinSet::new();
         reading.spawn(async move {
@@ -195,7 +205,7 @@ impl TableSource {
 fn key_places(table: &str, target: &TableVersion, schema: &SchemaRef, detail: &Detail) -> Result<Vec<usize>> {
     let names = match detail {
         Detail::AsRecorded => return Ok(Vec::new()),
-        Detail::ByKey(names) | Detail::Net(names) => names,
+        Detail::ByKey(names) | Detail::Net(names) | Detail::Upserts(names) => names,
     };
     let place = |name: &String| {
         schema.index_of(name).map_err(|_| ReverseSyncError::NoSuchColumn {
@@ -211,7 +221,7 @@ fn key_places(table: &str, target: &TableVersion, schema: &SchemaRef, detail: &D
 pub(crate) type Sender = mpsc::Sender<Result<ChangeBatch>>;
 
 impl Range {
-    async fn send_all(&self, mut has_feed: bool, sender: &Sender) -> Result<()> {
+    async fn send_all(self: &Arc<Self>, mut has_feed: bool, sender: &Sender) -> Result<()> {
         let mut net = NetFiles::default();
         let first = self.after.map_or(0, |after| after.saturating_add(1));
         let source = &self.source;
@@ -222,7 +232,7 @@ impl Range {
             if let Some(metadata) = &commit.metadata {
                 has_feed = metadata.has_feed;
             }
-            if matches!(self.detail, Detail::Net(_)) {
+            if self.detail.is_net() {
                 net.push(commit);
                 continue;
             }
@@ -256,12 +266,12 @@ impl Range {
     }
 
     /// Tells what happened to rows of files; `is_told` when that stands in the log as it is.
-    async fn send(&self, changed: Vec<ChangedRows>, is_told: bool, sender: &Sender) -> Result<()> {
+    async fn send(self: &Arc<Self>, changed: Vec<ChangedRows>, is_told: bool, sender: &Sender) -> Result<()> {
         let has = |side| changed.iter().any(|rows| rows.side == side);
-        let is_net = matches!(self.detail, Detail::Net(_));
-        let is_compared = (is_net && has(Side::Feed)) || (!is_told && has(Side::Removed) && has(Side::Added));
+        let is_compared =
+            (self.detail.is_net() && has(Side::Feed)) || (!is_told && has(Side::Removed) && has(Side::Added));
         match is_compared {
-            true => self.send_compared(&changed, sender).await,
+            true => self.send_compared(changed, sender).await,
             false => self.send_as_told(&changed, sender).await,
         }
     }

@@ -1,7 +1,7 @@
 //! The changes between two versions, applied to the served table in one transaction.
 //!
 //! ```text
-//!   net changes ══COPY══▶ tidewater_changes          −1 the row that went · +1 the row that came
+//!   net changes ══COPY══▶ tidewater_changes          −1 a row that went · +1 one that came · 0 one that replaces its key's
 //!        one row a key ──▶ tidewater_net             with its place in the served table, found once
 //!                           ├─ went, not come ─▶ DELETE
 //!                           ├─ is there ───────▶ UPDATE, unless it is equal
@@ -18,11 +18,11 @@
 
 use super::copy_in::CopyIn;
 use super::definition::Layout;
-use super::error::ServeError;
 use super::kept_out::KeptOut;
 use super::load::{Applied, key_text};
 use super::record::{LISTED_DUPLICATES, Record, Version};
 use super::target::Target;
+use crate::error::{Result, ReverseSyncError};
 use arrow::array::RecordBatch;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -35,20 +35,46 @@ pub(super) const INSERTING: &str = "inserting rows into the served table";
 const CHANGES: &str = "pg_temp.tidewater_changes";
 const NET: &str = "pg_temp.tidewater_net";
 
+/// Every change's place was just looked up and its page is in memory, which Postgres does not know: it would read the whole
+/// table once for the deletes and once for the updates (seen, at four times the time).
+const BY_PLACE: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
 /// Fewer changes are joined well by Postgres's own guess of how many they are.
 const ANALYZED_CHANGES: u64 = 5_000;
 
-/// Rows that came, or rows that went.
+/// What happened to rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// They are new to the Delta table, or the row that they replace is told as well, as one that went.
+    Came,
+    /// Each takes the place of a row of the same key, which is not told.
+    Replaced,
+    /// They are gone.
+    Went,
+}
+
+impl Change {
+    /// By how many rows of its key the Delta table grew.
+    pub(super) fn sign(self) -> i16 {
+        match self {
+            Change::Came => 1,
+            Change::Replaced => 0,
+            Change::Went => -1,
+        }
+    }
+}
+
+/// Rows to which the same thing happened.
 #[derive(Debug, Clone)]
 pub struct RowChanges {
-    /// Whether these rows went; otherwise they came.
-    pub removed: bool,
+    /// What happened.
+    pub change: Change,
     /// The rows.
     pub rows: RecordBatch,
 }
 
 /// Net changes: the rows of one difference between two versions.
-pub type ChangeStream = BoxStream<'static, Result<RowChanges, ServeError>>;
+pub type ChangeStream = BoxStream<'static, Result<RowChanges>>;
 
 /// What came of changes.
 #[derive(Debug)]
@@ -75,7 +101,7 @@ impl Target {
         record: &Record,
         version: &Version,
         changes: ChangeStream,
-    ) -> Result<Outcome, ServeError> {
+    ) -> Result<Outcome> {
         let reload = |reason| Ok(Outcome::Reload { reason });
         if record.selection != self.definition.selection() {
             return reload(SELECTION_CHANGED);
@@ -103,7 +129,7 @@ impl Target {
             let rows = record.rows + inserted - deleted;
             let record = self.write_record(version, rows, &kept_out, &layout.columns).await?;
             let changed = u64::try_from(deleted + updated + inserted).unwrap_or_default();
-            Ok::<_, ServeError>(Some(Applied { record, changed }))
+            Ok::<_, ReverseSyncError>(Some(Applied { record, changed }))
         };
         match applied.await {
             Ok(Some(applied)) => {
@@ -120,27 +146,22 @@ impl Target {
         }
     }
 
-    async fn stage_changes(
-        &mut self,
-        layout: &Layout,
-        mut changes: ChangeStream,
-    ) -> Result<Staged, ServeError> {
+    async fn stage_changes(&mut self, layout: &Layout, mut changes: ChangeStream) -> Result<Staged> {
         self.ensure_temporary(layout).await?;
         let mut copy = CopyIn::begin(&self.client, CHANGES, layout, "tidewater_sign, ").await?;
         let (mut rows, mut removed) = (0, 0);
         while let Some(batch) = changes.next().await {
             let batch = batch?;
-            let sign = if batch.removed { -1 } else { 1 };
-            let staged = copy.write(&batch.rows, Some(sign)).await?;
+            let staged = copy.write(&batch.rows, Some(batch.change)).await?;
             rows += staged;
-            removed += if batch.removed { staged } else { 0 };
+            removed += if batch.change == Change::Came { 0 } else { staged };
         }
         let kept_out = copy.finish().await?;
         Ok(Staged { rows, removed, kept_out })
     }
 
     /// Temporary tables of the layout, empty.
-    async fn ensure_temporary(&mut self, layout: &Layout) -> Result<(), ServeError> {
+    async fn ensure_temporary(&mut self, layout: &Layout) -> Result<()> {
         if self.temporary.as_ref() == Some(layout) {
             return self.run("emptying temporary tables", &format!("TRUNCATE {CHANGES}, {NET}")).await;
         }
@@ -157,7 +178,7 @@ impl Target {
         Ok(())
     }
 
-    async fn touches_shared_keys(&self, layout: &Layout) -> Result<bool, ServeError> {
+    async fn touches_shared_keys(&self, layout: &Layout) -> Result<bool> {
         let (schema, table) = (&self.definition.schema, &self.definition.table);
         let sql = format!(
             "WITH keys AS (SELECT key FROM tidewater.served_duplicate_keys WHERE schema_name = $1 AND table_name = $2)
@@ -171,18 +192,17 @@ impl Target {
     }
 
     /// Applies the staged changes; nothing if they do not fit what is there. Gives deleted, updated, inserted.
-    async fn apply_net(&self, layout: &Layout, staged: u64) -> Result<Option<(i64, i64, i64)>, ServeError> {
+    async fn apply_net(&self, layout: &Layout, staged: u64) -> Result<Option<(i64, i64, i64)>> {
         let analyze = staged >= ANALYZED_CHANGES;
         if analyze {
-            self.run("analyzing changes", &format!("ANALYZE {CHANGES}")).await?;
+            let key = layout.key_columns().map(|column| quote_identifier(&column.name)).collect::<Vec<_>>();
+            self.run("analyzing changes", &format!("ANALYZE {CHANGES} ({})", key.join(", "))).await?;
         }
         self.cast_rows(layout, CHANGES, "finding each change's place", &self.net_statement(layout)).await?;
-        if analyze {
-            self.run("analyzing changes", &format!("ANALYZE {NET}")).await?;
-        }
+        self.run("planning for rows whose place is known", BY_PLACE).await?;
         if layout.timeseries.is_none() {
             let misfits = format!(
-                "SELECT count(*) FROM {NET} WHERE (tidewater_place IS NOT NULL)::int + tidewater_sum <> (tidewater_sign > 0)::int"
+                "SELECT count(*) FROM {NET} WHERE (tidewater_place IS NOT NULL)::int + tidewater_sum <> (tidewater_sign >= 0)::int"
             );
             if self.count("checking changes", &misfits).await? > 0 {
                 return Ok(None);
@@ -194,7 +214,7 @@ impl Target {
         );
         let update = format!(
             "UPDATE {target} t SET ({}) = ROW({}) FROM {NET} n
-             WHERE t.ctid = n.tidewater_place AND n.tidewater_sign > 0 AND NOT n.tidewater_same",
+             WHERE t.ctid = n.tidewater_place AND n.tidewater_sign >= 0 AND NOT n.tidewater_same",
             layout.names(),
             layout.of("n")
         );
@@ -209,7 +229,7 @@ impl Target {
         Ok(Some((deleted, updated, inserted)))
     }
 
-    /// One row a key: the row that came if one did, else the one that went. `tidewater_same` marks what need not be
+    /// One row a key: the row that came if one did, else the one that replaces, else the one that went. `tidewater_same` marks what need not be
     /// written: rows that are equal, and of a time series those that are older than what is served.
     fn net_statement(&self, layout: &Layout) -> String {
         let target = self.definition.target();

@@ -9,11 +9,12 @@
 //! that holds a value Postgres cannot, is left out, counted, and the first of them are named. Whether a row is left
 //! out depends on the row alone, so that taking it back later finds nothing to take back, and is counted as well.
 
-use super::cells::Cells;
+use super::apply::Change;
+use super::cells::{Cells, NULL_FIELD};
 use super::column::ServedColumn;
-use super::error::ServeError;
 use super::kept_out::{KeptOut, KeptOutRow};
 use super::value::Misfit;
+use crate::error::{Result, ReverseSyncError};
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use bytes::{BufMut, BytesMut};
@@ -49,22 +50,22 @@ impl BinaryCopy {
         out.put_i16(TRAILER);
     }
 
-    /// Writes the rows of a batch, whose columns are found by name. In a staging table of changes a sign stands before
-    /// them: +1 for rows that came, -1 for rows that went. Gives the number of rows written.
+    /// Writes the rows of a batch, whose columns are found by name. In a staging table of changes the sign of what
+    /// happened stands before them. Gives the number of rows written.
     pub fn write(
         &self,
         batch: &RecordBatch,
-        sign: Option<i16>,
+        change: Option<Change>,
         out: &mut BytesMut,
         kept_out: &mut KeptOut,
-    ) -> Result<u64, ServeError> {
+    ) -> Result<u64> {
         let arrays = self.columns.iter().map(|column| Cells::conform(batch, column));
         let arrays = arrays.collect::<Result<Vec<ArrayRef>, _>>()?;
         let cells = self.columns.iter().zip(&arrays).map(|(column, array)| Cells::of(array, column));
         let cells = cells.collect::<Result<Vec<Cells<'_>>, _>>()?;
-        let fields = cells.len() + usize::from(sign.is_some());
-        let fields = i16::try_from(fields).map_err(|_| ServeError::TooManyColumns)?;
-        let counted = sign.map_or(1, i64::from);
+        let fields = cells.len() + usize::from(change.is_some());
+        let fields = i16::try_from(fields).map_err(|_| ReverseSyncError::TooManyColumns)?;
+        let counted = if change == Some(Change::Went) { -1 } else { 1 };
         let mut written = 0;
         for row in 0..batch.num_rows() {
             if self.key.iter().any(|at| arrays.get(*at).is_none_or(|array| array.is_null(row))) {
@@ -72,24 +73,38 @@ impl BinaryCopy {
                 continue;
             }
             let start = out.len();
-            out.put_i16(fields);
-            if let Some(sign) = sign {
-                out.put_i32(2);
-                out.put_i16(sign);
-            }
-            match write_cells(&cells, row, out) {
-                Ok(()) => written += 1,
-                Err((column, misfit)) => {
-                    out.truncate(start);
-                    kept_out.misfit(counted, || KeptOutRow {
-                        column: self.columns.get(column).map(|column| column.name.clone()),
-                        reason: misfit.to_string(),
-                        ..self.describe(&arrays, row)
-                    });
-                }
+            begin_row(fields, change, out);
+            let Err((column, misfit)) = write_cells(&cells, row, out) else {
+                written += 1;
+                continue;
+            };
+            out.truncate(start);
+            kept_out.misfit(counted, || KeptOutRow {
+                column: self.columns.get(column).map(|column| column.name.clone()),
+                reason: misfit.to_string(),
+                ..self.describe(&arrays, row)
+            });
+            // The row that it would have replaced is no more, either.
+            if change == Some(Change::Replaced) && self.write_key(&cells, fields, row, out) {
+                written += 1;
             }
         }
         Ok(written)
+    }
+
+    /// Writes that the row of a key went: the key, and nulls. Not if it is the key that does not fit: then none was served.
+    fn write_key(&self, cells: &[Cells<'_>], fields: i16, row: usize, out: &mut BytesMut) -> bool {
+        let start = out.len();
+        begin_row(fields, Some(Change::Went), out);
+        for (at, cell) in cells.iter().enumerate() {
+            if !self.key.contains(&at) {
+                out.put_i32(NULL_FIELD);
+            } else if cell.write(row, out).is_err() {
+                out.truncate(start);
+                return false;
+            }
+        }
+        true
     }
 
     /// A row that is left out because its key is null, by what there is of its key.
@@ -103,6 +118,14 @@ impl BinaryCopy {
             column: None,
             reason: "a null key".to_owned(),
         }
+    }
+}
+
+fn begin_row(fields: i16, change: Option<Change>, out: &mut BytesMut) {
+    out.put_i16(fields);
+    if let Some(change) = change {
+        out.put_i32(2);
+        out.put_i16(change.sign());
     }
 }
 
@@ -153,7 +176,7 @@ mod tests {
     fn a_row_is_its_fields_with_their_lengths() {
         let batch = batch(vec![Some(7)], vec![Some("ab")]);
         let (mut out, mut kept_out) = (BytesMut::new(), KeptOut::default());
-        copy(&batch, None).write(&batch, Some(-1), &mut out, &mut kept_out).unwrap();
+        copy(&batch, None).write(&batch, Some(Change::Went), &mut out, &mut kept_out).unwrap();
         let expected = [
             [0, 3].as_slice(),
             &[0, 0, 0, 2, 0xff, 0xff],
@@ -181,9 +204,25 @@ mod tests {
         let batch = batch(vec![Some(8)], vec![Some("\0")]);
         let (mut out, mut kept_out) = (BytesMut::new(), KeptOut::default());
         let copy = copy(&batch, None);
-        copy.write(&batch, Some(1), &mut out, &mut kept_out).unwrap();
+        copy.write(&batch, Some(Change::Came), &mut out, &mut kept_out).unwrap();
         assert_eq!(kept_out.misfits, 1);
-        copy.write(&batch, Some(-1), &mut out, &mut kept_out).unwrap();
+        copy.write(&batch, Some(Change::Went), &mut out, &mut kept_out).unwrap();
         assert_eq!((out.len(), kept_out.misfits), (0, 0));
+    }
+
+    #[test]
+    fn a_row_that_does_not_fit_takes_the_one_that_it_replaces_with_it() {
+        let batch = batch(vec![Some(8)], vec![Some("long")]);
+        let (mut out, mut kept_out) = (BytesMut::new(), KeptOut::default());
+        let copy = copy(&batch, Some("varchar(3)"));
+        let written = copy.write(&batch, Some(Change::Replaced), &mut out, &mut kept_out).unwrap();
+        assert_eq!((written, kept_out.misfits), (1, 1));
+        let expected = [
+            [0, 3].as_slice(),
+            &[0, 0, 0, 2, 0xff, 0xff],
+            &[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 8],
+            &[0xff, 0xff, 0xff, 0xff],
+        ];
+        assert_eq!(out.as_ref(), expected.concat());
     }
 }

@@ -1,8 +1,8 @@
 //! Statements in which the server casts values, and what they name when a value has no place in its column.
 
 use super::definition::Layout;
-use super::error::ServeError;
 use super::target::Target;
+use crate::error::{Result, ReverseSyncError};
 use postgres_connector::{quote_identifier, quote_literal};
 
 /// SQLSTATE class 22, data exceptions: a value is at fault, and no repetition mends it.
@@ -20,13 +20,13 @@ impl Target {
         staged: &str,
         doing: &'static str,
         sql: &str,
-    ) -> Result<i64, ServeError> {
+    ) -> Result<i64> {
         let error = match self.client.execute(sql, &[]).await {
             Ok(rows) => return Ok(i64::try_from(rows).unwrap_or(i64::MAX)),
             Err(error) => error,
         };
         let at_fault = error.code().is_some_and(|code| code.code().starts_with(DATA_EXCEPTION));
-        let error = ServeError::from(self.client.error(doing, error));
+        let error = ReverseSyncError::from(self.client.error(doing, error));
         if !at_fault
             || postgres_connector::server_version(&self.client).await.is_ok_and(|v| v < VALIDATES_INPUT)
         {
@@ -36,7 +36,7 @@ impl Target {
         Err(self.find_uncastable(layout, staged).await?.unwrap_or(error))
     }
 
-    async fn find_uncastable(&self, layout: &Layout, staged: &str) -> Result<Option<ServeError>, ServeError> {
+    async fn find_uncastable(&self, layout: &Layout, staged: &str) -> Result<Option<ReverseSyncError>> {
         let failed = |source| self.client.error("looking for the value that cannot be cast", source);
         let key = layout.key_columns().map(|column| {
             format!(
@@ -54,7 +54,7 @@ impl Target {
                 quote_literal(&column.declared)
             );
             if let Some(row) = self.client.query_opt(&sql, &[]).await.map_err(failed)? {
-                return Ok(Some(ServeError::Uncastable {
+                return Ok(Some(ReverseSyncError::Uncastable {
                     key: row.try_get(0).map_err(failed)?,
                     column: column.name.clone(),
                     declared: column.declared.clone(),

@@ -4,8 +4,8 @@
 //! first brought into the one form its values are written from; what follows is one `match` a field.
 
 use super::column::{Form, ServedColumn};
-use super::error::ServeError;
 use super::value::{Misfit, write_json, write_numeric};
+use crate::error::{Result, ReverseSyncError};
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array,
     Float64Array, Int16Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 /// Postgres's `MaxAllocSize`: no field is larger.
 const LONGEST_FIELD: usize = 0x3FFF_FFFF;
-const NULL_FIELD: i32 = -1;
+/// The length that says that there is no value.
+pub(super) const NULL_FIELD: i32 = -1;
 
 /// Days from 1970-01-01 to Postgres's day zero, 2000-01-01.
 const EPOCH_DAYS: i32 = 10_957;
@@ -59,20 +60,20 @@ pub(super) enum Cells<'a> {
 
 impl<'a> Cells<'a> {
     /// The column of a batch in the form that [`Cells::of`] takes.
-    pub(super) fn conform(batch: &RecordBatch, column: &ServedColumn) -> Result<ArrayRef, ServeError> {
+    pub(super) fn conform(batch: &RecordBatch, column: &ServedColumn) -> Result<ArrayRef> {
         let found = batch.column_by_name(&column.name);
-        let array = found.ok_or_else(|| ServeError::MissingColumn { column: column.name.clone() })?;
+        let array = found.ok_or_else(|| ReverseSyncError::MissingColumn { column: column.name.clone() })?;
         let Some(wanted) = conforming_type(&column.form, array.data_type()) else { return Ok(array.clone()) };
         if *array.data_type() == wanted {
             return Ok(array.clone());
         }
-        cast(array, &wanted).map_err(|source| ServeError::Arrow { column: column.name.clone(), source })
+        cast(array, &wanted).map_err(|source| ReverseSyncError::Arrow { column: column.name.clone(), source })
     }
 
     /// The cells of a conforming array.
-    pub(super) fn of(array: &'a ArrayRef, column: &ServedColumn) -> Result<Cells<'a>, ServeError> {
+    pub(super) fn of(array: &'a ArrayRef, column: &ServedColumn) -> Result<Cells<'a>> {
         Cells::of_form(array.as_ref(), &column.form, column.zoned).ok_or_else(|| {
-            ServeError::UnsupportedColumn {
+            ReverseSyncError::UnsupportedColumn {
                 column: column.name.clone(),
                 data_type: array.data_type().to_string(),
             }

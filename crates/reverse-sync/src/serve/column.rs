@@ -9,7 +9,7 @@
 //! The invariant: a column's form is decided once, from types alone; rows never change it. A column whose rows the
 //! server has to cast can only travel by way of a staging table.
 
-use super::error::ServeError;
+use crate::error::{Result, ReverseSyncError};
 use arrow::datatypes::{DataType, Field, TimeUnit};
 
 /// Deeper types are not written by anyone and would let a table's schema exhaust the stack.
@@ -103,7 +103,7 @@ pub struct ServedColumn {
 
 impl ServedColumn {
     /// Plans a column by the type map, or by what the configuration says of it.
-    pub fn plan(field: &Field, declared: Option<&str>) -> Result<ServedColumn, ServeError> {
+    pub fn plan(field: &Field, declared: Option<&str>) -> Result<ServedColumn> {
         let natural =
             Natural::of(field.data_type(), 0).ok_or_else(|| unsupported(field.name(), field.data_type()))?;
         let column = match declared {
@@ -126,13 +126,13 @@ impl ServedColumn {
     }
 }
 
-fn unsupported(column: &str, data_type: &DataType) -> ServeError {
+fn unsupported(column: &str, data_type: &DataType) -> ReverseSyncError {
     // Printing a type follows it down, as everything else would.
     let data_type = match is_too_deep(data_type, 0) {
         true => format!("nested more than {DEEPEST_NESTING} levels deep"),
         false => data_type.to_string(),
     };
-    ServeError::UnsupportedColumn { column: column.to_owned(), data_type }
+    ReverseSyncError::UnsupportedColumn { column: column.to_owned(), data_type }
 }
 
 fn is_too_deep(data_type: &DataType, depth: usize) -> bool {

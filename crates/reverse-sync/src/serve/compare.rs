@@ -2,10 +2,10 @@
 
 use super::copy_in::RowStream;
 use super::definition::Layout;
-use super::error::ServeError;
 use super::load::Progress;
 use super::record::Record;
 use super::target::Target;
+use crate::error::{Result, ReverseSyncError};
 use postgres_connector::{quote_identifier, quote_literal};
 
 /// Differing keys named: enough to see what is wrong.
@@ -43,7 +43,21 @@ impl Target {
         record: &Record,
         rows: RowStream,
         progress: Progress<'_>,
-    ) -> Result<Comparison, ServeError> {
+    ) -> Result<Comparison> {
+        let compared = self.compare_all(layout, record, rows, progress).await;
+        if compared.is_err() {
+            self.clear_away().await;
+        }
+        compared
+    }
+
+    async fn compare_all(
+        &mut self,
+        layout: &Layout,
+        record: &Record,
+        rows: RowStream,
+        progress: Progress<'_>,
+    ) -> Result<Comparison> {
         self.stage(layout, rows, progress).await?;
         self.run("beginning a comparison", "BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
         let compared = async {
@@ -59,7 +73,7 @@ impl Target {
         Ok(compared)
     }
 
-    async fn compare_staged(&self, layout: &Layout) -> Result<Comparison, ServeError> {
+    async fn compare_staged(&self, layout: &Layout) -> Result<Comparison> {
         let (target, stage) = (self.definition.target(), self.definition.stage());
         // As declared, so that a length or precision that rounds is no difference.
         let staged = layout.columns.iter().map(|column| {
@@ -96,7 +110,7 @@ impl Target {
                 (_, true) => Difference::OnlyServed,
                 _ => Difference::OtherValues,
             };
-            Ok::<_, ServeError>((row.try_get(0).map_err(failed)?, difference))
+            Ok::<_, ReverseSyncError>((row.try_get(0).map_err(failed)?, difference))
         });
         let first = first.collect::<Result<Vec<_>, _>>()?;
         Ok(Comparison {

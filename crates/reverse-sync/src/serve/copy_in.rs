@@ -9,11 +9,12 @@
 //! Several sessions commit one by one, so they only ever write to tables that nobody reads yet. Memory is bounded by
 //! two batches a session, and the channel.
 
+use super::apply::Change;
 use super::binary_copy::BinaryCopy;
 use super::definition::{Layout, ServedDefinition};
-use super::error::ServeError;
 use super::kept_out::KeptOut;
 use super::target::session;
+use crate::error::{Result, ReverseSyncError};
 use arrow::array::RecordBatch;
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -22,14 +23,14 @@ use postgres_connector::{Client, SourceConfig};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_postgres::CopyInSink;
 
 /// Beyond four, Postgres's own lock on extending the table is what sessions wait for.
 const SESSIONS: usize = 4;
 
 /// Batches of a Delta table's rows.
-pub type RowStream = BoxStream<'static, Result<RecordBatch, ServeError>>;
+pub type RowStream = BoxStream<'static, Result<RecordBatch>>;
 
 /// A COPY under way.
 pub(super) struct CopyIn<'a> {
@@ -49,7 +50,7 @@ impl<'a> CopyIn<'a> {
         table: &str,
         layout: &Layout,
         lead: &str,
-    ) -> Result<CopyIn<'a>, ServeError> {
+    ) -> Result<CopyIn<'a>> {
         let sql = format!("COPY {table} ({lead}{}) FROM STDIN (FORMAT binary)", layout.names());
         let sink = client.copy_in(sql.as_str()).await.map_err(|source| client.error(COPYING, source))?;
         let mut buffer = BytesMut::new();
@@ -59,15 +60,17 @@ impl<'a> CopyIn<'a> {
     }
 
     /// Sends a batch's rows; gives how many there were to send.
-    pub(super) async fn write(&mut self, batch: &RecordBatch, sign: Option<i16>) -> Result<u64, ServeError> {
-        let rows = self.copy.write(batch, sign, &mut self.buffer, &mut self.kept_out)?;
+    pub(super) async fn write(&mut self, batch: &RecordBatch, change: Option<Change>) -> Result<u64> {
+        let rows = self.copy.write(batch, change, &mut self.buffer, &mut self.kept_out)?;
         let bytes = self.buffer.split().freeze();
+        // The next batch is about as large; growing to that step by step would copy it several times.
+        self.buffer.reserve(bytes.len());
         self.sink.send(bytes).await.map_err(|source| self.client.error(COPYING, source))?;
         Ok(rows)
     }
 
     /// Ends the COPY; the rows are there once this returns. Gives what was left out.
-    pub(super) async fn finish(mut self) -> Result<KeptOut, ServeError> {
+    pub(super) async fn finish(mut self) -> Result<KeptOut> {
         BinaryCopy::trailer(&mut self.buffer);
         let failed = |source| self.client.error(COPYING, source);
         self.sink.send(self.buffer.freeze()).await.map_err(failed)?;
@@ -84,7 +87,7 @@ pub(super) async fn copy_all(
     layout: &Layout,
     mut rows: RowStream,
     progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<(i64, KeptOut), ServeError> {
+) -> Result<(i64, KeptOut)> {
     let (batches, received) = mpsc::channel::<RecordBatch>(1);
     let received = Arc::new(Mutex::new(received));
     let (written, mut news) = mpsc::unbounded_channel::<u64>();
@@ -100,14 +103,17 @@ pub(super) async fn copy_all(
     }
     drop((received, written));
     let mut total: u64 = 0;
+    let mut kept_out = KeptOut::default();
     while let Some(batch) = rows.next().await {
         tokio::select! {
             // One that ends before the rows do has failed.
             Some(ended) = copiers.join_next() => {
-                ended.map_err(|_| ServeError::CopierGone)??;
-                return Err(ServeError::CopierGone);
+                copied(ended)?;
+                return Err(ReverseSyncError::CopierGone { source: None });
             }
-            sent = batches.send(batch?) => sent.map_err(|_| ServeError::CopierGone)?,
+            sent = batches.send(batch?) => {
+                sent.map_err(|_| ReverseSyncError::CopierGone { source: None })?;
+            }
         }
         while let Ok(rows) = news.try_recv() {
             total += rows;
@@ -115,15 +121,18 @@ pub(super) async fn copy_all(
         progress(total);
     }
     drop(batches);
-    let mut kept_out = KeptOut::default();
     while let Some(ended) = copiers.join_next().await {
-        kept_out.add(ended.map_err(|_| ServeError::CopierGone)??);
+        kept_out.add(copied(ended)?);
     }
     while let Some(rows) = news.recv().await {
         total += rows;
     }
     progress(total);
     Ok((i64::try_from(total).unwrap_or(i64::MAX), kept_out))
+}
+
+fn copied(ended: Result<Result<KeptOut>, JoinError>) -> Result<KeptOut> {
+    ended.map_err(|source| ReverseSyncError::CopierGone { source: Some(source) })?
 }
 
 /// One of the sessions.
@@ -139,7 +148,7 @@ impl Copier {
         self,
         batches: Arc<Mutex<mpsc::Receiver<RecordBatch>>>,
         written: mpsc::UnboundedSender<u64>,
-    ) -> Result<KeptOut, ServeError> {
+    ) -> Result<KeptOut> {
         let next = async || batches.lock().await.recv().await;
         let Some(first) = next().await else { return Ok(KeptOut::default()) };
         let client = session(&self.config, &self.definition).await?;

@@ -1,7 +1,7 @@
 //! What is to be served, and under which names.
 
 use super::column::ServedColumn;
-use super::error::ServeError;
+use crate::error::{Result, ReverseSyncError};
 use arrow::datatypes::Schema;
 use postgres_connector::{quote_identifier, quote_qualified};
 use sha2::{Digest, Sha256};
@@ -115,8 +115,8 @@ pub struct Layout {
 
 impl Layout {
     /// Plans the columns of a table whose rows come with this schema.
-    pub fn plan(definition: &ServedDefinition, schema: &Schema) -> Result<Layout, ServeError> {
-        let missing = |column: &String| ServeError::MissingColumn { column: column.clone() };
+    pub fn plan(definition: &ServedDefinition, schema: &Schema) -> Result<Layout> {
+        let missing = |column: &String| ReverseSyncError::MissingColumn { column: column.clone() };
         let find = |column: &String| {
             schema.fields().iter().find(|field| field.name() == column).ok_or_else(|| missing(column))
         };
@@ -194,9 +194,14 @@ impl Layout {
         self.each(|column| format!("{} {}", quote_identifier(&column.name), column.base))
     }
 
-    /// `"a" type, …` of the served table.
+    /// `"a" type, …` of the served table. The key's columns are NOT NULL from the beginning: adding the key to loaded rows
+    /// would read them all for it.
     pub(super) fn declared_columns(&self) -> String {
-        self.each(|column| format!("{} {}", quote_identifier(&column.name), column.declared))
+        self.each(|column| {
+            let is_key = self.key_columns().any(|key| key.name == column.name);
+            let not_null = if is_key { " NOT NULL" } else { "" };
+            format!("{} {}{not_null}", quote_identifier(&column.name), column.declared)
+        })
     }
 
     /// The order in which the latest row of a key comes first. Of rows with equal times the greatest by its text counts,

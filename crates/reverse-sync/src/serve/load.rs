@@ -13,10 +13,10 @@
 use super::apply::{DELETING, INSERTING, UPDATING};
 use super::copy_in::{RowStream, copy_all};
 use super::definition::Layout;
-use super::error::ServeError;
 use super::kept_out::{KeptOut, KeptOutRow};
 use super::record::{self, LISTED_DUPLICATES, Record, Version};
 use super::target::Target;
+use crate::error::{Result, ReverseSyncError};
 use postgres_connector::{quote_identifier, quote_literal};
 
 /// Tells how many rows a load has copied.
@@ -40,10 +40,29 @@ impl Target {
         version: &Version,
         rows: RowStream,
         progress: Progress<'_>,
-    ) -> Result<Applied, ServeError> {
-        match self.record().await? {
+    ) -> Result<Applied> {
+        let loaded = match self.record().await? {
             None => self.first_load(layout, version, rows, progress).await,
             Some(record) => self.reload(layout, version, rows, &record, progress).await,
+        };
+        if loaded.is_err() {
+            self.clear_away().await;
+        }
+        loaded
+    }
+
+    /// Takes what a failed load has copied off the server's disk: others need the room until it is tried again.
+    pub(super) async fn clear_away(&self) {
+        let copied = format!("DROP TABLE IF EXISTS {}, {}", self.definition.stage(), self.definition.load());
+        let cleared = async {
+            self.roll_back().await?;
+            self.run("dropping what a failed load has copied", &copied).await
+        };
+        if let Err(gone) = cleared.await {
+            tracing::debug!(
+                table = %self.definition.name(), error = &gone as &dyn std::error::Error,
+                "what was copied stays until the next load"
+            );
         }
     }
 
@@ -53,15 +72,17 @@ impl Target {
         version: &Version,
         rows: RowStream,
         progress: Progress<'_>,
-    ) -> Result<Applied, ServeError> {
+    ) -> Result<Applied> {
         self.ensure_schema().await?;
         let load = self.definition.load();
         self.create_load(layout, &load).await?;
-        let mut kept_out;
+        let (mut count, mut kept_out);
         if layout.is_direct() {
-            (_, kept_out) = copy_all(&self.config, &self.definition, &load, layout, rows, progress).await?;
+            (count, kept_out) =
+                copy_all(&self.config, &self.definition, &load, layout, rows, progress).await?;
             if !self.add_key(layout, &load).await? {
                 self.settle_duplicates(layout, &load, &mut kept_out).await?;
+                count -= kept_out.duplicates;
                 self.add_key(layout, &load).await?;
             }
         } else {
@@ -72,11 +93,11 @@ impl Target {
                 layout.cast_of("s"),
                 self.definition.stage()
             );
-            self.cast_rows(layout, &self.definition.stage(), "inserting the first rows", &sql).await?;
+            count =
+                self.cast_rows(layout, &self.definition.stage(), "inserting the first rows", &sql).await?;
             self.add_key(layout, &load).await?;
         }
         self.furnish(&load).await?;
-        let count = self.count("counting rows", &format!("SELECT count(*) FROM {load}")).await?;
         self.begin().await?;
         let (schema, name) = (&self.definition.schema, &self.definition.table);
         let moved = format!(
@@ -102,7 +123,7 @@ impl Target {
     }
 
     /// The served table's schema; whoever may read a served table may look into a schema that is made for it.
-    async fn ensure_schema(&self) -> Result<(), ServeError> {
+    async fn ensure_schema(&self) -> Result<()> {
         let schema = &self.definition.schema;
         let sql = format!("SELECT count(*) FROM pg_namespace WHERE nspname = {}", quote_literal(schema));
         if self.count("looking for the served table's schema", &sql).await? > 0 {
@@ -112,7 +133,7 @@ impl Target {
         record::make_alone(&self.client, "making the served table's schema", &sql).await
     }
 
-    async fn create_load(&self, layout: &Layout, load: &str) -> Result<(), ServeError> {
+    async fn create_load(&self, layout: &Layout, load: &str) -> Result<()> {
         let extra = self.definition.extra_columns.iter();
         let extra: String =
             extra.map(|(name, rest)| format!(", {} {rest}", quote_identifier(name))).collect();
@@ -124,7 +145,7 @@ impl Target {
     }
 
     /// Adds the primary key; false if several rows have one key.
-    async fn add_key(&self, layout: &Layout, table: &str) -> Result<bool, ServeError> {
+    async fn add_key(&self, layout: &Layout, table: &str) -> Result<bool> {
         let columns: Vec<_> = layout.key_columns().map(|column| quote_identifier(&column.name)).collect();
         let sql = format!(
             "ALTER TABLE {table} ADD CONSTRAINT {} PRIMARY KEY ({})",
@@ -141,7 +162,7 @@ impl Target {
     }
 
     /// What the table has beside its rows, before anyone sees it.
-    async fn furnish(&self, table: &str) -> Result<(), ServeError> {
+    async fn furnish(&self, table: &str) -> Result<()> {
         for (_, sql) in self.index_statements(table) {
             self.run_configured("making an index of the served table", &sql).await?;
         }
@@ -165,7 +186,7 @@ impl Target {
         rows: RowStream,
         record: &Record,
         progress: Progress<'_>,
-    ) -> Result<Applied, ServeError> {
+    ) -> Result<Applied> {
         let kept_out = self.stage(layout, rows, progress).await?;
         let alterations = self.alterations(layout, record).await?;
         let new_key = record.selection != self.definition.selection();
@@ -173,7 +194,7 @@ impl Target {
         let applied = async {
             self.lock_record(record).await?;
             if new_key && self.has_key().await? {
-                self.drop_key().await?;
+                self.drop_key(layout).await?;
             }
             self.alter(&alterations).await?;
             let (deleted, updated, inserted) = self.apply_difference(layout).await?;
@@ -185,7 +206,7 @@ impl Target {
             let record = self.write_record(version, count, &kept_out, &layout.columns).await?;
             self.list_duplicates(layout).await?;
             let changed = u64::try_from(deleted + updated + inserted).unwrap_or_default();
-            Ok::<_, ServeError>(Applied { record, changed })
+            Ok::<_, ReverseSyncError>(Applied { record, changed })
         };
         let applied = match applied.await {
             Ok(applied) => applied,
@@ -199,7 +220,7 @@ impl Target {
     }
 
     /// Rolls back and hands the reason on; a session that is gone needs no rollback.
-    pub(super) async fn give_up(&self, error: ServeError) -> ServeError {
+    pub(super) async fn give_up(&self, error: ReverseSyncError) -> ReverseSyncError {
         match self.roll_back().await {
             Ok(()) => error,
             Err(gone) => {
@@ -212,7 +233,7 @@ impl Target {
         }
     }
 
-    async fn has_key(&self) -> Result<bool, ServeError> {
+    async fn has_key(&self) -> Result<bool> {
         let sql = format!(
             "SELECT count(*) FROM pg_constraint WHERE conrelid = to_regclass({}) AND conname = {}",
             quote_literal(&self.definition.target()),
@@ -221,13 +242,19 @@ impl Target {
         Ok(self.count("looking for the primary key", &sql).await? > 0)
     }
 
-    /// The foreign keys of others that hang on the key keep it from being dropped, and the error names them.
-    async fn drop_key(&self) -> Result<(), ServeError> {
-        let sql = format!(
-            "ALTER TABLE {} DROP CONSTRAINT {}",
-            self.definition.target(),
-            quote_identifier(&self.definition.key_constraint())
-        );
+    /// Drops the key, whose columns may hold nulls after that. The foreign keys of others that hang on it keep it from
+    /// being dropped, and the error names them.
+    async fn drop_key(&self, layout: &Layout) -> Result<()> {
+        let target = self.definition.target();
+        let constraint = quote_identifier(&self.definition.key_constraint());
+        let mut sql = format!("ALTER TABLE {target} DROP CONSTRAINT {constraint}");
+        let not_null = self.not_null_columns().await?;
+        let is_key = |name: &String| layout.key_columns().any(|column| column.name == *name);
+        for column in layout.columns.iter().map(|column| &column.name) {
+            if not_null.contains(column) && !is_key(column) {
+                sql.push_str(&format!(", ALTER COLUMN {} DROP NOT NULL", quote_identifier(column)));
+            }
+        }
         self.run("changing the primary key", &sql).await
     }
 
@@ -237,7 +264,7 @@ impl Target {
         layout: &Layout,
         rows: RowStream,
         progress: Progress<'_>,
-    ) -> Result<KeptOut, ServeError> {
+    ) -> Result<KeptOut> {
         let stage = self.definition.stage();
         let sql = format!(
             "DROP TABLE IF EXISTS {stage}; CREATE UNLOGGED TABLE {stage} ({}) WITH (autovacuum_enabled = off)",
@@ -254,11 +281,11 @@ impl Target {
         Ok(kept_out)
     }
 
-    pub(super) async fn drop_stage(&self) -> Result<(), ServeError> {
+    pub(super) async fn drop_stage(&self) -> Result<()> {
         self.run("dropping staged rows", &format!("DROP TABLE IF EXISTS {}", self.definition.stage())).await
     }
 
-    async fn keep_latest(&self, layout: &Layout, stage: &str, order: &str) -> Result<(), ServeError> {
+    async fn keep_latest(&self, layout: &Layout, stage: &str, order: &str) -> Result<()> {
         let sql = format!(
             "DELETE FROM {stage} d USING (SELECT s.ctid AS place, row_number() OVER (PARTITION BY {} ORDER BY {order}) AS rank
                FROM {stage} s) r WHERE d.ctid = r.place AND r.rank > 1",
@@ -273,7 +300,7 @@ impl Target {
         layout: &Layout,
         table: &str,
         kept_out: &mut KeptOut,
-    ) -> Result<(), ServeError> {
+    ) -> Result<()> {
         let sql = format!(
             "DROP TABLE IF EXISTS pg_temp.tidewater_duplicates;
              CREATE TEMP TABLE tidewater_duplicates AS SELECT {} FROM {table} s GROUP BY {} HAVING count(*) > 1",
@@ -300,11 +327,11 @@ impl Target {
         Ok(())
     }
 
-    async fn forget_duplicates(&self) -> Result<(), ServeError> {
+    async fn forget_duplicates(&self) -> Result<()> {
         self.run("dropping a temporary table", "DROP TABLE IF EXISTS pg_temp.tidewater_duplicates").await
     }
 
-    async fn first_duplicates(&self, layout: &Layout) -> Result<Vec<String>, ServeError> {
+    async fn first_duplicates(&self, layout: &Layout) -> Result<Vec<String>> {
         let parts = layout.key_columns().map(|column| {
             let name = quote_identifier(&column.name);
             format!("{} || left(d.{name}::text, 80)", quote_literal(&format!("{}=", column.name)))
@@ -317,7 +344,7 @@ impl Target {
     }
 
     /// Lists the keys that [`Target::settle_duplicates`] found, in the transaction that leaves their rows out.
-    async fn list_duplicates(&self, layout: &Layout) -> Result<(), ServeError> {
+    async fn list_duplicates(&self, layout: &Layout) -> Result<()> {
         let (schema, table) = (&self.definition.schema, &self.definition.table);
         let doing = "listing keys that several rows have";
         let failed = |source| self.client.error(doing, source);
@@ -337,7 +364,7 @@ impl Target {
     }
 
     /// Deletes, updates and inserts what differs from the staged rows.
-    async fn apply_difference(&self, layout: &Layout) -> Result<(i64, i64, i64), ServeError> {
+    async fn apply_difference(&self, layout: &Layout) -> Result<(i64, i64, i64)> {
         let (target, stage) = (self.definition.target(), self.definition.stage());
         let staged = format!("(SELECT {} FROM {stage} s)", layout.cast_of("s"));
         let same_key = layout.same_key("t", "s");

@@ -1,8 +1,8 @@
 //! What would keep a table from being served, seen before anything is made.
 
 use super::definition::{OWN_SCHEMA, ServedDefinition};
-use super::error::ServeError;
 use super::target::session;
+use crate::error::Result;
 use postgres_connector::{Client, SourceConfig, quote_identifier, quote_literal};
 
 /// Something that is missing at the target, and the statement that mends it.
@@ -15,17 +15,17 @@ pub struct Shortcoming {
 }
 
 /// Looks at a target with the eyes of `doctor`; changes nothing.
-pub async fn preflight(
-    config: &SourceConfig,
-    definition: &ServedDefinition,
-) -> Result<Vec<Shortcoming>, ServeError> {
+pub async fn preflight(config: &SourceConfig, definition: &ServedDefinition) -> Result<Vec<Shortcoming>> {
     let client = session(config, definition).await?;
     let role = quote_identifier(&config.user);
     let mut found = Vec::new();
     for schema in [OWN_SCHEMA, &definition.schema] {
         found.extend(schema_shortcoming(&client, schema, &role, &config.dbname).await?);
     }
-    found.extend(name_shortcoming(&client, definition).await?);
+    // Without privileges on the schemas it cannot be looked into them.
+    if found.is_empty() {
+        found.extend(name_shortcoming(&client, definition).await?);
+    }
     for granted in definition.grants.values().flatten() {
         if !exists(&client, &format!("SELECT FROM pg_roles WHERE rolname = {}", quote_literal(granted)))
             .await?
@@ -44,11 +44,14 @@ async fn schema_shortcoming(
     schema: &str,
     role: &str,
     database: &str,
-) -> Result<Option<Shortcoming>, ServeError> {
+) -> Result<Option<Shortcoming>> {
     let there = format!("SELECT FROM pg_namespace WHERE nspname = {}", quote_literal(schema));
     let (may, problem, remedy) = match exists(client, &there).await? {
         true => (
-            format!("SELECT WHERE has_schema_privilege({}, 'CREATE')", quote_literal(schema)),
+            format!(
+                "SELECT WHERE has_schema_privilege({0}, 'CREATE') AND has_schema_privilege({0}, 'USAGE')",
+                quote_literal(schema)
+            ),
             format!("the role {role} may not create tables in the schema {schema}"),
             format!("GRANT CREATE, USAGE ON SCHEMA {} TO {role}", quote_identifier(schema)),
         ),
@@ -63,10 +66,7 @@ async fn schema_shortcoming(
 }
 
 /// A table of this name that Tidewater did not make is nobody's to overwrite.
-async fn name_shortcoming(
-    client: &Client,
-    definition: &ServedDefinition,
-) -> Result<Option<Shortcoming>, ServeError> {
+async fn name_shortcoming(client: &Client, definition: &ServedDefinition) -> Result<Option<Shortcoming>> {
     let target = quote_literal(&definition.target());
     if !exists(client, &format!("SELECT WHERE to_regclass({target}) IS NOT NULL")).await? {
         return Ok(None);
@@ -91,7 +91,7 @@ async fn name_shortcoming(
     }))
 }
 
-async fn exists(client: &Client, sql: &str) -> Result<bool, ServeError> {
+async fn exists(client: &Client, sql: &str) -> Result<bool> {
     let found = client.query_opt(sql, &[]).await;
     Ok(found.map_err(|source| client.error("looking at the target", source))?.is_some())
 }

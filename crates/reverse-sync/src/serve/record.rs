@@ -8,9 +8,9 @@
 
 use super::column::ServedColumn;
 use super::definition::{Layout, OWN_SCHEMA, ServedDefinition};
-use super::error::ServeError;
 use super::kept_out::KeptOut;
 use super::target::Target;
+use crate::error::{Result, ReverseSyncError};
 use postgres_connector::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -79,7 +79,7 @@ pub struct Version {
 const MAKERS_LOCK: i64 = 8_388_346_167_911_609_445;
 
 /// Makes what Tidewater keeps for itself, unless it is there.
-pub(super) async fn ensure_tables(client: &Client) -> Result<(), ServeError> {
+pub(super) async fn ensure_tables(client: &Client) -> Result<()> {
     let doing = "looking for the schema tidewater";
     let there = "SELECT to_regclass('tidewater.served_duplicate_keys') IS NOT NULL
                    AND to_regprocedure('tidewater.refuse_writes()') IS NOT NULL";
@@ -95,7 +95,7 @@ pub(super) async fn ensure_tables(client: &Client) -> Result<(), ServeError> {
 ///
 /// The lock is taken in a transaction of its own. One that waits for it inside of its transaction goes on with the
 /// catalog as it was before, and fails all the same (seen on PostgreSQL 18).
-pub(super) async fn make_alone(client: &Client, doing: &'static str, sql: &str) -> Result<(), ServeError> {
+pub(super) async fn make_alone(client: &Client, doing: &'static str, sql: &str) -> Result<()> {
     let failed = |source| client.error(doing, source);
     let lock = |act: &str| format!("SELECT pg_catalog.pg_advisory_{act}({MAKERS_LOCK})");
     client.batch_execute(&lock("lock")).await.map_err(failed)?;
@@ -117,11 +117,14 @@ impl Record {
             || wanted.collect::<BTreeSet<_>>() != held.collect::<BTreeSet<_>>()
     }
 
+    /// Whether the changes have to tell the rows before updates too. Which of them was served, they alone say: of rows
+    /// that did not fit, and of a time series, where an older row may have been kept.
+    pub fn needs_preimages(&self, layout: &Layout) -> bool {
+        self.kept_out.misfits != 0 || layout.timeseries.is_some()
+    }
+
     /// The record of a served table; `None` before its first load.
-    pub(super) async fn read(
-        client: &Client,
-        definition: &ServedDefinition,
-    ) -> Result<Option<Record>, ServeError> {
+    pub(super) async fn read(client: &Client, definition: &ServedDefinition) -> Result<Option<Record>> {
         let doing = "reading tidewater.served_tables";
         let sql =
             "SELECT instance, source, table_id, version, rows, null_keys, misfits, duplicates, columns::text,
@@ -130,11 +133,13 @@ impl Record {
         let failed = |source| client.error(doing, source);
         let found = client.query_opt(sql, &[&definition.schema, &definition.table]).await.map_err(failed)?;
         let Some(row) = found else { return Ok(None) };
-        let bad =
-            |problem: &str| ServeError::BadRecord { table: definition.name(), problem: problem.to_owned() };
+        let bad = |problem: &str| ReverseSyncError::BadRecord {
+            table: definition.name(),
+            problem: problem.to_owned(),
+        };
         let instance: String = row.try_get(0).map_err(failed)?;
         if instance != definition.instance {
-            return Err(ServeError::OtherInstance { table: definition.name(), instance });
+            return Err(ReverseSyncError::OtherInstance { table: definition.name(), instance });
         }
         let version: i64 = row.try_get(3).map_err(failed)?;
         let columns: String = row.try_get(8).map_err(failed)?;
@@ -159,7 +164,7 @@ impl Record {
 
 impl Target {
     /// Locks the record until the transaction ends and makes sure that it is the one that was read.
-    pub(super) async fn lock_record(&self, record: &Record) -> Result<(), ServeError> {
+    pub(super) async fn lock_record(&self, record: &Record) -> Result<()> {
         let doing = "locking the row in tidewater.served_tables";
         let sql = "SELECT version, table_id FROM tidewater.served_tables
                    WHERE schema_name = $1 AND table_name = $2 FOR UPDATE";
@@ -174,7 +179,7 @@ impl Target {
             }
             None => false,
         };
-        if same { Ok(()) } else { Err(ServeError::MovedMeanwhile { table: self.definition.name() }) }
+        if same { Ok(()) } else { Err(ReverseSyncError::MovedMeanwhile { table: self.definition.name() }) }
     }
 
     /// Stores what the table holds with this transaction.
@@ -184,7 +189,7 @@ impl Target {
         rows: i64,
         kept_out: &KeptOut,
         columns: &[ServedColumn],
-    ) -> Result<Record, ServeError> {
+    ) -> Result<Record> {
         let doing = "writing tidewater.served_tables";
         let sql = "INSERT INTO tidewater.served_tables AS s (schema_name, table_name, instance, source, table_id,
                      version, applied_at, rows, null_keys, misfits, duplicates, columns, selection)
@@ -234,7 +239,7 @@ impl Target {
     }
 
     /// Has the table stay at its version, or go on.
-    pub async fn set_paused(&self, paused: bool) -> Result<(), ServeError> {
+    pub async fn set_paused(&self, paused: bool) -> Result<()> {
         let sql = "UPDATE tidewater.served_tables SET paused = $3 WHERE schema_name = $1 AND table_name = $2";
         let (schema, table) = (&self.definition.schema, &self.definition.table);
         let done = self.client.execute(sql, &[schema, table, &paused]).await;

@@ -6,8 +6,8 @@
 
 use super::column::ServedColumn;
 use super::definition::{Layout, ServedDefinition};
-use super::error::ServeError;
 use super::record::{self, Record};
+use crate::error::{Result, ReverseSyncError};
 use postgres_connector::{Client, SourceConfig, connect, quote_identifier};
 use std::collections::BTreeSet;
 use tokio_postgres::types::ToSql;
@@ -88,7 +88,7 @@ fn is_wider(from: &str, to: &str) -> bool {
 
 impl Target {
     /// Opens a session and makes what Tidewater keeps for itself, unless it is there.
-    pub async fn open(config: &SourceConfig, definition: ServedDefinition) -> Result<Target, ServeError> {
+    pub async fn open(config: &SourceConfig, definition: ServedDefinition) -> Result<Target> {
         let client = session(config, &definition).await?;
         record::ensure_tables(&client).await?;
         // As long as the session lives: staged rows have one name, and must never be of two processes.
@@ -96,20 +96,20 @@ impl Target {
         let failed = |source| client.error("locking the served table for this process", source);
         let row = client.query_one(lock, &[&definition.lock_key()]).await.map_err(failed)?;
         if !row.try_get::<_, bool>(0).map_err(failed)? {
-            return Err(ServeError::ServedElsewhere { table: definition.name() });
+            return Err(ReverseSyncError::ServedElsewhere { table: definition.name() });
         }
         Ok(Target { client, config: config.clone(), definition, temporary: None })
     }
 
     /// What the table holds; `None` before its first load, or when somebody dropped it.
-    pub async fn record(&self) -> Result<Option<Record>, ServeError> {
+    pub async fn record(&self) -> Result<Option<Record>> {
         let record = Record::read(&self.client, &self.definition).await?;
         let Some(owner) = self.owner().await? else { return Ok(None) };
         if record.is_none() {
-            return Err(ServeError::ForeignTarget { table: self.definition.name() });
+            return Err(ReverseSyncError::ForeignTarget { table: self.definition.name() });
         }
         match owner {
-            (owner, false) => Err(ServeError::NotOwner {
+            (owner, false) => Err(ReverseSyncError::NotOwner {
                 table: self.definition.target(),
                 owner: quote_identifier(&owner),
                 role: quote_identifier(&self.config.user),
@@ -119,7 +119,7 @@ impl Target {
     }
 
     /// Who owns whatever has the served table's name, and whether that is as good as us.
-    async fn owner(&self) -> Result<Option<(String, bool)>, ServeError> {
+    async fn owner(&self) -> Result<Option<(String, bool)>> {
         let doing = "looking for the served table";
         let sql = "SELECT r.rolname::text, pg_has_role(current_user, c.relowner, 'USAGE')
                    FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.oid = to_regclass($1)";
@@ -129,11 +129,7 @@ impl Target {
     }
 
     /// What has to change about the served table's columns.
-    pub(super) async fn alterations(
-        &self,
-        layout: &Layout,
-        record: &Record,
-    ) -> Result<Alterations, ServeError> {
+    pub(super) async fn alterations(&self, layout: &Layout, record: &Record) -> Result<Alterations> {
         let there = self.column_names().await?;
         let mut alterations = Alterations::default();
         for column in layout.columns.iter() {
@@ -157,17 +153,21 @@ impl Target {
         Ok(alterations)
     }
 
-    async fn column_names(&self) -> Result<BTreeSet<String>, ServeError> {
-        let doing = "reading the served table's columns";
+    async fn column_names(&self) -> Result<BTreeSet<String>> {
         let sql = "SELECT attname::text FROM pg_attribute
                    WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
-        let failed = |source| self.client.error(doing, source);
-        let rows = self.client.query(sql, &[&self.definition.target()]).await.map_err(failed)?;
-        rows.iter().map(|row| Ok(row.try_get(0).map_err(failed)?)).collect()
+        self.texts("reading the served table's columns", sql, &[&self.definition.target()]).await
+    }
+
+    /// The columns that take no null.
+    pub(super) async fn not_null_columns(&self) -> Result<BTreeSet<String>> {
+        let sql = "SELECT attname::text FROM pg_attribute
+                   WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attnotnull";
+        self.texts("reading the served table's columns", sql, &[&self.definition.target()]).await
     }
 
     /// Changes the columns, inside the transaction that brings their values.
-    pub(super) async fn alter(&self, alterations: &Alterations) -> Result<(), ServeError> {
+    pub(super) async fn alter(&self, alterations: &Alterations) -> Result<()> {
         for statement in alterations.statements(&self.definition.target()) {
             self.run_configured("changing the served table's columns", &statement).await?;
         }
@@ -175,7 +175,7 @@ impl Target {
     }
 
     /// Runs a statement with SQL of the configuration in it.
-    pub(super) async fn run_configured(&self, doing: &'static str, sql: &str) -> Result<(), ServeError> {
+    pub(super) async fn run_configured(&self, doing: &'static str, sql: &str) -> Result<()> {
         match self.definition.type_overrides.is_empty() {
             // An error in between closes the session.
             true => self.run(doing, &format!("{OWN_PATH}; {sql}; {EMPTY_PATH}")).await,
@@ -183,38 +183,38 @@ impl Target {
         }
     }
 
-    pub(super) async fn begin(&self) -> Result<(), ServeError> {
+    pub(super) async fn begin(&self) -> Result<()> {
         self.run("beginning a transaction", "BEGIN").await
     }
 
-    pub(super) async fn commit(&self) -> Result<(), ServeError> {
+    pub(super) async fn commit(&self) -> Result<()> {
         self.run("committing a version", "COMMIT").await
     }
 
-    pub(super) async fn roll_back(&self) -> Result<(), ServeError> {
+    pub(super) async fn roll_back(&self) -> Result<()> {
         self.run("rolling a version back", "ROLLBACK").await
     }
 
     /// Statements without parameters and without rows.
-    pub(super) async fn run(&self, doing: &'static str, sql: &str) -> Result<(), ServeError> {
+    pub(super) async fn run(&self, doing: &'static str, sql: &str) -> Result<()> {
         Ok(self.client.batch_execute(sql).await.map_err(|source| self.client.error(doing, source))?)
     }
 
     /// One statement; the number of rows it touched.
-    pub(super) async fn execute(&self, doing: &'static str, sql: &str) -> Result<i64, ServeError> {
+    pub(super) async fn execute(&self, doing: &'static str, sql: &str) -> Result<i64> {
         let rows = self.client.execute(sql, &[]).await.map_err(|source| self.client.error(doing, source))?;
         Ok(i64::try_from(rows).unwrap_or(i64::MAX))
     }
 
     /// One number.
-    pub(super) async fn count(&self, doing: &'static str, sql: &str) -> Result<i64, ServeError> {
+    pub(super) async fn count(&self, doing: &'static str, sql: &str) -> Result<i64> {
         let failed = |source| self.client.error(doing, source);
         Ok(self.client.query_one(sql, &[]).await.map_err(failed)?.try_get(0).map_err(failed)?)
     }
 
     /// Makes what belongs to the table beside its rows (indexes, extra columns, privileges, the guard against writes)
     /// as the configuration has it. What is there already is not touched, so that no lock is asked for in vain.
-    pub async fn ensure_fittings(&self) -> Result<(), ServeError> {
+    pub async fn ensure_fittings(&self) -> Result<()> {
         let target = self.definition.target();
         let there = self.column_names().await?;
         for statement in self.missing_columns(&target, &there).chain(self.guard_statements(&target).await?) {
@@ -240,7 +240,7 @@ impl Target {
         })
     }
 
-    async fn guard_statements(&self, target: &str) -> Result<Vec<String>, ServeError> {
+    async fn guard_statements(&self, target: &str) -> Result<Vec<String>> {
         let sql =
             "SELECT tgname::text FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgenabled IN ('O', 'A')";
         let there = self.texts("reading the served table's triggers", sql, &[&target]).await?;
@@ -248,7 +248,7 @@ impl Target {
         Ok(missing.map(|(name, events)| guard_trigger(target, name, events)).collect())
     }
 
-    async fn missing_indexes(&self, target: &str) -> Result<Vec<String>, ServeError> {
+    async fn missing_indexes(&self, target: &str) -> Result<Vec<String>> {
         let sql = "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
                    WHERE i.indrelid = to_regclass($1) AND i.indisvalid";
         let there = self.texts("reading the served table's indexes", sql, &[&target]).await?;
@@ -274,7 +274,7 @@ impl Target {
     }
 
     /// Grants that are missing, and what others must not have.
-    async fn missing_privileges(&self, target: &str) -> Result<Vec<String>, ServeError> {
+    async fn missing_privileges(&self, target: &str) -> Result<Vec<String>> {
         let mut statements = Vec::new();
         for (privilege, roles) in &self.definition.grants {
             for role in roles {
@@ -313,7 +313,7 @@ impl Target {
         doing: &'static str,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<BTreeSet<String>, ServeError> {
+    ) -> Result<BTreeSet<String>> {
         let failed = |source| self.client.error(doing, source);
         let rows = self.client.query(sql, parameters).await.map_err(failed)?;
         rows.iter().map(|row| Ok(row.try_get(0).map_err(failed)?)).collect()
@@ -327,10 +327,7 @@ fn guard_trigger(on: &str, name: &str, events: &str) -> String {
 }
 
 /// A session that may write to served tables.
-pub(super) async fn session(
-    config: &SourceConfig,
-    definition: &ServedDefinition,
-) -> Result<Client, ServeError> {
+pub(super) async fn session(config: &SourceConfig, definition: &ServedDefinition) -> Result<Client> {
     let client = connect(config).await?;
     if !definition.type_overrides.is_empty() {
         let own = client.batch_execute(OWN_PATH).await;

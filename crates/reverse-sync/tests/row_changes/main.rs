@@ -46,7 +46,8 @@ async fn what_spark_writes_is_read_and_told_as_spark_does() {
         let latest = table.latest_version().await.unwrap();
         let mut theirs = spark.rows_of_versions(&folder, &case, latest).await;
         for version in 0..=latest {
-            let ours = spark.texts_of(table.snapshot(version, &Part::default()).await.unwrap()).await;
+            let rows = table.snapshot(version, &Part::default()).await.unwrap();
+            let ours = spark.texts_of(rows).await.unwrap();
             assert_eq!(Some(ours), theirs.remove(&version), "{}: rows of version {version}", case.name);
         }
         every_range_leads_from_one_version_to_the_other(&table, case.name, &case.key, &case.renamed).await;
@@ -56,7 +57,7 @@ async fn what_spark_writes_is_read_and_told_as_spark_does() {
             assert_eq!(ours, theirs, "{}: changes of Spark's feed", case.name);
         }
     }
-    public_tables::a_table_with_checkpoints_of_version_2_is_read_as_spark_reads_it(&mut spark).await;
+    public_tables::every_public_table_is_read_as_spark_reads_it(&mut spark).await;
     unavailable::what_vacuum_took_makes_a_range_unavailable(&mut spark, lake.path()).await;
 }
 
@@ -70,15 +71,15 @@ async fn every_range_leads_from_one_version_to_the_other(
     let key: Vec<String> = key.iter().map(|name| (*name).to_owned()).collect();
     let all = Part::default();
     for to in 1..=table.latest_version().await.unwrap() {
-        let after = Multiset::of(table.snapshot(to, &all).await.unwrap(), &[]).await;
+        let after = Multiset::of(table.snapshot(to, &all).await.unwrap(), &[]).await.unwrap();
         for from in 0..to {
             for detail in [Detail::AsRecorded, Detail::ByKey(key.clone()), Detail::Net(key.clone())] {
                 let what = format!("{name}: {from} to {to}, {detail:?}");
                 let before = table.snapshot(from, &all).await.unwrap();
-                let mut rows = Multiset::under(&after, before, renamed).await;
+                let mut rows = Multiset::under(&after, before, renamed).await.unwrap();
                 let smallest = rows.distance(&after);
                 let changes = table.row_changes(Some(from), to, &all, detail.clone()).await.unwrap();
-                let told = rows.apply(changes, &what).await;
+                let told = rows.apply(changes, &what).await.unwrap();
                 assert_eq!(rows, after, "{what}");
                 if matches!(detail, Detail::Net(_)) {
                     assert_eq!(told, smallest, "{what}: as few changes as can be");

@@ -5,7 +5,7 @@ use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
 use arrow::row::{RowConverter, SortField};
 use futures::TryStreamExt;
-use reverse_sync::{Changes, Rows};
+use reverse_sync::{Changes, Result, Rows};
 use std::collections::HashMap;
 
 #[derive(Debug)]
@@ -22,22 +22,22 @@ impl PartialEq for Multiset {
 
 impl Multiset {
     /// All rows of a version.
-    pub async fn of(rows: Rows, renamed: &[(&str, &str)]) -> Multiset {
+    pub async fn of(rows: Rows, renamed: &[(&str, &str)]) -> Result<Multiset> {
         let empty = Multiset { schema: rows.schema.clone(), rows: HashMap::new() };
         Multiset::under(&empty, rows, renamed).await
     }
 
     /// All rows of a version as they are under another one's columns.
-    pub async fn under(other: &Multiset, rows: Rows, renamed: &[(&str, &str)]) -> Multiset {
+    pub async fn under(other: &Multiset, rows: Rows, renamed: &[(&str, &str)]) -> Result<Multiset> {
         let mut all = Multiset { schema: other.schema.clone(), rows: HashMap::new() };
         let mut stream = rows.stream;
-        while let Some(batch) = stream.try_next().await.unwrap() {
+        while let Some(batch) = stream.try_next().await? {
             let batch = under_schema(&batch, &all.schema, renamed);
             for row in bytes_of(&batch) {
                 *all.rows.entry(row).or_default() += 1;
             }
         }
-        all
+        Ok(all)
     }
 
     /// How many rows have to go and come to make the other of this one.
@@ -53,11 +53,11 @@ impl Multiset {
     }
 
     /// Applies changes; a row that goes must be there. How many there were.
-    pub async fn apply(&mut self, changes: Changes, what: &str) -> u64 {
+    pub async fn apply(&mut self, changes: Changes, what: &str) -> Result<u64> {
         assert_eq!(changes.schema, self.schema, "{what}");
         let mut told = 0;
         let mut stream = changes.stream;
-        while let Some(batch) = stream.try_next().await.unwrap() {
+        while let Some(batch) = stream.try_next().await? {
             told += batch.rows.num_rows() as u64;
             for row in bytes_of(&batch.rows) {
                 let count = self.rows.entry(row).or_default();
@@ -66,7 +66,7 @@ impl Multiset {
             }
         }
         self.rows.retain(|_, count| *count != 0);
-        told
+        Ok(told)
     }
 }
 

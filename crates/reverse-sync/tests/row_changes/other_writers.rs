@@ -32,7 +32,16 @@ async fn delta_rs_table(folder: &Path) -> DeltaTable {
 
 /// Ids and texts of what is told, with what happened.
 async fn told(table: &TableSource, from: u64, to: u64, part: Part) -> Vec<(ChangeKind, i64, String)> {
-    let detail = Detail::Net(vec!["id".to_owned()]);
+    told_as(Detail::Net(vec!["id".to_owned()]), table, from, to, part).await
+}
+
+async fn told_as(
+    detail: Detail,
+    table: &TableSource,
+    from: u64,
+    to: u64,
+    part: Part,
+) -> Vec<(ChangeKind, i64, String)> {
     let mut changes = table.row_changes(Some(from), to, &part, detail).await.unwrap().stream;
     let mut told = Vec::new();
     while let Some(batch) = changes.try_next().await.unwrap() {
@@ -71,6 +80,8 @@ async fn one_row_updated_in_a_large_copied_file_is_all_that_is_told() {
         (ChangeKind::UpdatePostimage, 123_456, "changed".to_owned()),
     ];
     assert_eq!(told(&table, 1, 2, Part::default()).await, expected);
+    let upserts = Detail::Upserts(vec!["id".to_owned()]);
+    assert_eq!(told_as(upserts, &table, 1, 2, Part::default()).await, expected[1..]);
 }
 
 #[tokio::test]

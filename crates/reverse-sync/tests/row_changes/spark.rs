@@ -67,15 +67,19 @@ impl Spark {
         self.reader.query(Engine::Spark, &LakeTable::at(folder), &query).await
     }
 
-    /// The rows of a question about a table.
-    pub async fn query(&mut self, folder: &Path, query: &str) -> Texts {
-        self.reader.query(Engine::Spark, &LakeTable::at(folder), query).await
+    /// What Spark reads in the newest version, or why it does not.
+    pub async fn rows_of_newest(&mut self, folder: &Path) -> Result<Texts, String> {
+        let answer = self.reader.try_ask(json!({"engine": "spark", "op": "rows", "path": folder})).await?;
+        match answer.get("unreadable") {
+            Some(columns) => Err(columns.to_string()),
+            None => Ok(rows_in(&answer)),
+        }
     }
 
     /// What we read, in the same texts and order.
-    pub async fn texts_of(&mut self, rows: Rows) -> Texts {
-        let batches: Vec<RecordBatch> = rows.stream.try_collect().await.unwrap();
-        self.texts(&rows.schema, &batches).await
+    pub async fn texts_of(&mut self, rows: Rows) -> reverse_sync::Result<Texts> {
+        let batches: Vec<RecordBatch> = rows.stream.try_collect().await?;
+        Ok(self.texts(&rows.schema, &batches).await)
     }
 
     /// What we tell of version 1 to version `to`, in the same texts and order.
@@ -106,8 +110,12 @@ impl Spark {
         }
         writer.finish().unwrap();
         let answer = self.reader.ask(json!({"op": "ipc_rows", "path": path})).await;
-        let cell = |cell: &Value| cell.as_str().map(str::to_owned);
-        let row = |row: &Value| row.as_array().unwrap().iter().map(cell).collect();
-        answer["rows"].as_array().unwrap().iter().map(row).collect()
+        rows_in(&answer)
     }
+}
+
+fn rows_in(answer: &Value) -> Texts {
+    let cell = |cell: &Value| cell.as_str().map(str::to_owned);
+    let row = |row: &Value| row.as_array().unwrap().iter().map(cell).collect();
+    answer["rows"].as_array().unwrap().iter().map(row).collect()
 }

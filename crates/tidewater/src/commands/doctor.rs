@@ -14,6 +14,8 @@ pub(super) async fn doctor(config: &Config, json: bool) -> Result<Outcome, Comma
     let mut findings = vec![("lake".to_owned(), lake(config).await)];
     for (name, database) in &config.databases {
         match database {
+            // One that is only served in needs no logical decoding; what it does need is looked at below.
+            Database::Url(_) if is_only_served_in(config, name) => {}
             Database::Url(database) => {
                 let found = source(config, name, database).await?;
                 findings.extend(found.into_iter().map(|finding| (name.clone(), finding)));
@@ -37,6 +39,11 @@ pub(super) async fn doctor(config: &Config, json: bool) -> Result<Outcome, Comma
     print(&findings, json)?;
     let failed = findings.iter().any(|(_, finding)| finding.severity == Severity::Error);
     Ok(if failed { Outcome::FoundDifference } else { Outcome::Done })
+}
+
+fn is_only_served_in(config: &Config, name: &str) -> bool {
+    config.to_postgres.iter().any(|entry| entry.database == name)
+        && !config.to_lake.iter().any(|entry| entry.database == name)
 }
 
 async fn lake(config: &Config) -> Finding {

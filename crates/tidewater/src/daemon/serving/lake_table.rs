@@ -3,10 +3,8 @@
 use crate::config::ToPostgres;
 use futures::StreamExt;
 use lake_sql::{LakeSession, LakeSqlError};
-use reverse_sync::serve::{
-    ChangeStream, Layout, RowChanges, RowStream, ServeError, ServedDefinition, Version,
-};
-use reverse_sync::{Detail, Part, TableSource};
+use reverse_sync::serve::{Change, ChangeStream, Layout, RowChanges, RowStream, ServedDefinition, Version};
+use reverse_sync::{ChangeBatch, ChangeKind, Detail, Part, ReverseSyncError, TableSource};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,16 +16,15 @@ pub enum ServingError {
     Locate(#[source] LakeSqlError),
     /// Its rows cannot be read, or the target refuses them.
     #[error(transparent)]
-    Serve(#[from] ServeError),
-}
-
-impl From<reverse_sync::ReverseSyncError> for ServingError {
-    fn from(error: reverse_sync::ReverseSyncError) -> ServingError {
-        ServingError::Serve(error.into())
-    }
+    Serve(#[from] ReverseSyncError),
 }
 
 impl ServingError {
+    /// Whether there is no such Delta table.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, ServingError::Locate(_) | ServingError::Serve(ReverseSyncError::NoTable { .. }))
+    }
+
     /// Whether the same may well succeed later without anyone mending anything.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -90,6 +87,11 @@ impl LakeTable {
         Ok(self.source.latest_version().await?)
     }
 
+    /// Whether a version has been committed: what may be asked often.
+    pub async fn has_commit(&self, version: u64) -> Result<bool, ServingError> {
+        Ok(self.source.has_commit(version).await?)
+    }
+
     /// A version's identity, and its columns in Postgres.
     pub async fn version(
         &self,
@@ -97,26 +99,31 @@ impl LakeTable {
         definition: &ServedDefinition,
     ) -> Result<LakeVersion, ServingError> {
         let state = self.source.table_at(number).await?;
-        let arrow = |source| ServeError::Arrow { column: "*".to_owned(), source };
-        let layout = Layout::plan(definition, state.arrow_schema().map_err(arrow)?.as_ref())?;
+        let shape = |source| ReverseSyncError::Shape { table: self.uri().to_owned(), source };
+        let layout = Layout::plan(definition, state.arrow_schema().map_err(shape)?.as_ref())?;
         let version = Version { source: self.uri().to_owned(), table_id: state.id.clone(), number };
         Ok(LakeVersion { version, layout })
     }
 
     /// All rows of a version.
     pub async fn rows(&self, number: u64) -> Result<RowStream, ServingError> {
-        let rows = self.source.snapshot(number, &self.part).await?;
-        Ok(rows.stream.map(|batch| batch.map_err(ServeError::from)).boxed())
+        Ok(self.source.snapshot(number, &self.part).await?.stream)
     }
 
-    /// What differs between two versions.
-    pub async fn changes(&self, from: u64, to: u64) -> Result<ChangeStream, ServingError> {
-        let net = Detail::Net(self.key.clone());
-        let changes = self.source.row_changes(Some(from), to, &self.part, net).await?;
-        let change = |batch: reverse_sync::ChangeBatch| RowChanges {
-            removed: batch.kind.removes_row(),
+    /// What differs between two versions. Without `preimages`, rows that replace others come alone.
+    pub async fn changes(&self, from: u64, to: u64, preimages: bool) -> Result<ChangeStream, ServingError> {
+        let key = self.key.clone();
+        let detail = if preimages { Detail::Net(key) } else { Detail::Upserts(key) };
+        let changes = self.source.row_changes(Some(from), to, &self.part, detail).await?;
+        let change = move |batch: ChangeBatch| RowChanges {
+            change: match batch.kind {
+                ChangeKind::Insert => Change::Came,
+                ChangeKind::UpdatePostimage if preimages => Change::Came,
+                ChangeKind::UpdatePostimage => Change::Replaced,
+                ChangeKind::UpdatePreimage | ChangeKind::Delete => Change::Went,
+            },
             rows: batch.rows,
         };
-        Ok(changes.stream.map(move |batch| batch.map(change).map_err(ServeError::from)).boxed())
+        Ok(changes.stream.map(move |batch| batch.map(change)).boxed())
     }
 }

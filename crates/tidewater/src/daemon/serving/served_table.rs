@@ -12,9 +12,8 @@ use crate::telemetry;
 use crate::verification::{DifferingKey, Verdict, Verification};
 use lake_sql::LakeSession;
 use postgres_connector::SourceConfig;
-use reverse_sync::serve::{
-    Applied, Comparison, Difference, Outcome, Record, ServeError, ServedDefinition, Target,
-};
+use reverse_sync::ReverseSyncError;
+use reverse_sync::serve::{Applied, Comparison, Difference, Outcome, Record, ServedDefinition, Target};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,9 +21,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// How soon the lake is asked again after it had something new, and the longest pause once it has not: one listing each.
-const SHORTEST_POLL: Duration = Duration::from_millis(500);
-const LONGEST_POLL: Duration = Duration::from_secs(2);
+/// How soon the lake is asked again after it had something new, and the longest pause once it has not. Each asks for one
+/// object, the next version's commit: a few dollars a month and table at the prices of object stores.
+const SHORTEST_POLL: Duration = Duration::from_millis(200);
+const LONGEST_POLL: Duration = Duration::from_secs(1);
+
+/// That the next commit is not there does not say that the table is: it may be gone, made anew, or its log may have
+/// expired up to a later version. Listing the log tells, and costs ten times as much.
+const LISTING_PERIOD: Duration = Duration::from_secs(10);
 
 /// Without `every`.
 const DEFAULT_PERIOD: Duration = Duration::from_secs(300);
@@ -32,8 +36,10 @@ const DEFAULT_PERIOD: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// An outage is noticed to have ended within this.
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
-/// What somebody has to mend is looked at again this often; a table that is not in the lake yet, as often as a new version.
+/// What somebody has to mend is looked at again this often,
 const MENDED_RETRY: Duration = Duration::from_secs(30);
+/// and the lake for a table that is not there, or not yet.
+const MISSING_RETRY: Duration = Duration::from_secs(2);
 
 const RESYNC: &str = "somebody asked for it";
 const SNAPSHOT: &str = "its mode is `snapshot`";
@@ -67,6 +73,8 @@ struct Attempt<'a> {
     is_current: bool,
     /// When a version was first seen that is not applied.
     behind_since: Option<Instant>,
+    /// When the log was listed the last time.
+    listed: Option<Instant>,
 }
 
 impl ServedTable {
@@ -109,8 +117,8 @@ impl ServedTable {
             }
             let pause = match error {
                 _ if transient => wait,
-                ServingError::Locate(_) => LONGEST_POLL,
-                ServingError::Serve(_) => MENDED_RETRY,
+                _ if error.is_missing() => MISSING_RETRY,
+                _ => MENDED_RETRY,
             };
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(()),
@@ -129,8 +137,15 @@ impl ServedTable {
         if record.is_some() {
             target.ensure_fittings().await?;
         }
-        let mut attempt =
-            Attempt { table: self, lake, target, record, is_current: false, behind_since: None };
+        let mut attempt = Attempt {
+            table: self,
+            lake,
+            target,
+            record,
+            is_current: false,
+            behind_since: None,
+            listed: None,
+        };
         let mut poll = SHORTEST_POLL;
         let mut is_shown = false;
         loop {
@@ -176,9 +191,9 @@ impl Attempt<'_> {
             self.table.show(|status| status.state = TableState::Paused);
             return Ok(false);
         }
-        let newest = self.lake.latest_version().await?;
-        let applied = self.record.as_ref().map(|record| record.version);
-        if self.is_current && applied == Some(newest) && asked.is_none() {
+        let applied = self.record.as_ref().map(|record| record.version).filter(|_| self.is_current);
+        let newest = self.newest_version(applied).await?;
+        if applied == Some(newest) && asked.is_none() {
             self.show_lag();
             return Ok(false);
         }
@@ -205,6 +220,19 @@ impl Attempt<'_> {
         }
         self.show_lag();
         Ok(moved)
+    }
+
+    /// The newest version. When one is applied, and the log was listed lately, it is enough that the next is not there.
+    async fn newest_version(&mut self, applied: Option<u64>) -> Result<u64, ServingError> {
+        let is_recent = self.listed.is_some_and(|listed| listed.elapsed() < LISTING_PERIOD);
+        if let Some(applied) = applied.filter(|_| is_recent)
+            && !self.lake.has_commit(applied.saturating_add(1)).await?
+        {
+            return Ok(applied);
+        }
+        let newest = self.lake.latest_version().await?;
+        self.listed = Some(Instant::now());
+        Ok(newest)
     }
 
     /// Why the changes since the applied version would not do.
@@ -254,7 +282,8 @@ impl Attempt<'_> {
     }
 
     async fn follow_changes(&mut self, record: Record, lake: &LakeVersion) -> Result<(), ServingError> {
-        let changes = match self.lake.changes(record.version, lake.version.number).await {
+        let preimages = record.needs_preimages(&lake.layout);
+        let changes = match self.lake.changes(record.version, lake.version.number, preimages).await {
             Ok(changes) => changes,
             Err(ServingError::Serve(error)) => return self.reload_if_unavailable(error, lake).await,
             Err(error) => return Err(error),
@@ -272,7 +301,7 @@ impl Attempt<'_> {
     /// The log or a file of the versions in between is gone: the newest version is still there.
     async fn reload_if_unavailable(
         &mut self,
-        error: ServeError,
+        error: ReverseSyncError,
         lake: &LakeVersion,
     ) -> Result<(), ServingError> {
         let Some(reason) = error.unavailable().map(ToString::to_string) else { return Err(error.into()) };
