@@ -233,7 +233,7 @@ impl Attempt {
 /// Whose directory it is; the inverse of [`Computes::directory_of`].
 fn named(project: &Path, branch: &Path) -> Option<(ProjectName, BranchId)> {
     let project = percent_decode_str(project.file_name()?.to_str()?).decode_utf8().ok()?;
-    Some((ProjectName::new(&project).ok()?, branch.file_name()?.to_str()?.parse().ok()?))
+    Some((ProjectName::new(project).ok()?, branch.file_name()?.to_str()?.parse().ok()?))
 }
 
 /// The folders in a folder; none when it is not there.
