@@ -24,6 +24,9 @@ const DATABASE: &str = "shop";
 const GONE_LIMIT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(5);
 
+/// From a start until the lake is followed; the pauses between attempts grow to 15 s.
+const STREAMING_LIMIT: Duration = Duration::from_secs(180);
+
 /// Where pages and WAL are, and what a commit waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
@@ -203,7 +206,7 @@ impl Machine {
     /// The lake has what the database has.
     pub async fn verify(&mut self) {
         if let Some(daemon) = &mut self.daemon {
-            daemon.wait_streaming(GONE_LIMIT).await;
+            daemon.wait_streaming(STREAMING_LIMIT).await;
         }
         self.site().succeeds(&["verify"]).await;
     }

@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub(super) async fn run(file: &Path, config: Config, until_caught_up: bool) -> Result<Outcome, CommandError> {
-    let _lock = StateLock::take(&config.state_dir)?;
+    let _lock = StateLock::take(&config.state_dir).await?;
     let shutdown = CancellationToken::new();
     let signals =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);

@@ -6,6 +6,12 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// A daemon that was killed while it started a process leaves the lock to that one until it has become another program.
+const LEFT_BEHIND: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Held for as long as the daemon runs. The kernel releases it when the process ends, however it ends.
 #[derive(Debug)]
@@ -15,7 +21,7 @@ pub(super) struct StateLock {
 
 impl StateLock {
     /// Makes the folder if need be, for this user alone, and takes its lock.
-    pub(super) fn take(folder: &Path) -> Result<StateLock, CommandError> {
+    pub(super) async fn take(folder: &Path) -> Result<StateLock, CommandError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| CommandError::File { path, source }
@@ -29,7 +35,14 @@ impl StateLock {
             .truncate(false)
             .open(&path)
             .map_err(failed(&path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let deadline = Instant::now() + LEFT_BEHIND;
+        let locked = loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(LOOK_AGAIN).await,
+                outcome => break outcome,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut pid = String::new();
@@ -49,14 +62,14 @@ impl StateLock {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_second_daemon_on_one_state_folder_is_told_who_has_it() {
+    #[tokio::test]
+    async fn a_second_daemon_on_one_state_folder_is_told_who_has_it() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("deep/state");
-        let held = StateLock::take(&state).unwrap();
-        let refused = StateLock::take(&state).unwrap_err();
+        let held = StateLock::take(&state).await.unwrap();
+        let refused = StateLock::take(&state).await.unwrap_err();
         assert!(refused.to_string().contains(&std::process::id().to_string()), "{refused}");
         drop(held);
-        StateLock::take(&state).unwrap();
+        StateLock::take(&state).await.unwrap();
     }
 }

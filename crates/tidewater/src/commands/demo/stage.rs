@@ -58,7 +58,7 @@ impl Stage {
         std::fs::write(&file, configuration(free_port()?, free_port()?))
             .map_err(CommandError::file(&file))?;
         let config = Config::load(&file)?;
-        let lock = StateLock::take(&config.state_dir)?;
+        let lock = StateLock::take(&config.state_dir).await?;
         let (board, shutdown, ended) =
             (StatusBoard::new(), CancellationToken::new(), CancellationToken::new());
         let (reloader, reloads) = Reloader::new(file.clone());
