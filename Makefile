@@ -1,6 +1,6 @@
 # Tidewater: everything a checkout can do.
 #
-# Needs Rust (the pinned toolchain is fetched by rustup), Python 3.10 or newer, Java 17 or newer, Maven
+# Needs Rust (the pinned toolchain is fetched by rustup), Python 3.10 or newer, a JDK 17 or newer, Maven
 # and a C compiler. `make setup` brings the rest, a PostgreSQL 18 included, into .venv and .tools.
 
 SHELL := /bin/bash

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,7 +110,8 @@ class Core:
         self._postgres = postgres
         self.place = place / "core"
         self.place.mkdir()
-        self._state = self.place / "state"
+        # A socket's path has little room; a longer one would lie somewhere else.
+        self._state = Path(tempfile.mkdtemp(prefix="tidewater-", dir="/tmp"))
         self._port = free_port()
         self._http = free_port()
         self._configure(0)
@@ -271,7 +273,8 @@ class Core:
             return time.perf_counter() - began
 
     def remove(self) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
+        for folder in (self.place, self._state):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _removed(directory: Path) -> bool:

@@ -218,7 +218,7 @@ public class JdbcSession {
     }
 
     public static void main(String[] arguments) throws Exception {
-        for (String mode : new String[] {"extended", "simple", "extendedForPrepared", "extendedCacheEverything"}) {
+        for (String mode : new String[] {"extended", "simple"}) {
             try (Connection connection = connect("preferQueryMode", mode, "prepareThreshold", "2", "binaryTransfer", "true")) {
                 show("mode", mode, one(connection, "SELECT current_user"));
                 run(connection, "DROP TABLE IF EXISTS j, jc; DROP PROCEDURE IF EXISTS twice");

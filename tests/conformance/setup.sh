@@ -2,6 +2,10 @@
 # Fetches the JDBC driver of the conformance test into .tools/jdbc. Quick when already done.
 set -euo pipefail
 
+# Without a compiler `java` says something about a missing class only in the middle of the test.
+java --list-modules 2>/dev/null | grep '^jdk.compiler@' >/dev/null \
+    || { echo "conformance: java has no compiler: install a JDK 17 or newer (Debian: openjdk-17-jdk-headless)" >&2; exit 1; }
+
 version=42.7.8
 place="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/.tools/jdbc"
 if [[ -f "$place/postgresql-$version.jar" ]]; then

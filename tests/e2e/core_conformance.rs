@@ -78,8 +78,8 @@ pub async fn check_structure(site: &Site) {
 
 async fn finished(command: &mut Command) -> Output {
     let run = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output =
-        tokio::time::timeout(LIMIT, run).await.unwrap_or_else(|_| panic!("it does not end")).unwrap();
+    let output = tokio::time::timeout(LIMIT, run).await;
+    let output = output.unwrap_or_else(|_| panic!("it does not end within {LIMIT:?}")).unwrap();
     assert!(output.status.success(), "{}", told(&output));
     output
 }

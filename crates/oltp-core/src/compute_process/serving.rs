@@ -99,6 +99,7 @@ pub(crate) async fn serve(
         }
     }
     board.send_modify(|status| status.state = State::Suspending);
+    write_out(&server, &project).await;
     drop(orders);
     let _leave = AbortOnDropHandle::new(tokio::spawn(take_leave(requests, Arc::clone(&streaming))));
     let outcome = suspend(&project, branch, server, &streaming, cutting, (&data, &wal), timeline).await;
@@ -114,6 +115,25 @@ pub(crate) async fn serve(
             Err(error)
         }
         (None, outcome) => outcome.map(End::Suspended),
+    }
+}
+
+/// Has Postgres write its dirty buffers while cuts still make room for them. Those that it writes when it stops have to
+/// fit into the cache, which nobody empties any more; shared buffers may be larger than that.
+async fn write_out(server: &Server, project: &ProjectName) {
+    let written = async {
+        let failed = CoreError::statement(project.as_str(), "write a checkpoint");
+        server.connect("postgres").await?.batch_execute("CHECKPOINT").await.map_err(failed)
+    };
+    match tokio::time::timeout(DRAIN_LIMIT, written).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let error = control::chain(&error);
+            tracing::warn!(%project, error, "no checkpoint before the last one");
+        }
+        Err(_) => {
+            tracing::warn!(%project, limit = ?DRAIN_LIMIT, "the checkpoint before the last one takes too long")
+        }
     }
 }
 

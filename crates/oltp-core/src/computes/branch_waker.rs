@@ -37,10 +37,13 @@ impl Waker for BranchWaker {
                 None => WakeError::NoSuchProject,
             });
         };
-        let status = self.computes.ensure_running(&project, head.branch).await.map_err(failed)?;
+        // Every session comes through here: one way to the store less to wait for, where that is far.
+        let (status, password) = tokio::try_join!(
+            self.computes.ensure_running(&project, head.branch),
+            kept_secret(self.pages.storage(), &project, Secret::Superuser)
+        )
+        .map_err(failed)?;
         let socket_directory = status.socket_directory.ok_or_else(|| failed(CoreError::ComputeEnding))?;
-        let password =
-            kept_secret(self.pages.storage(), &project, Secret::Superuser).await.map_err(failed)?;
         let mut superuser = Config::new();
         superuser
             .host_path(&socket_directory)
