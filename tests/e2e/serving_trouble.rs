@@ -100,6 +100,16 @@ async fn a_value_that_does_not_fit_is_named_and_the_others_go_on() {
     wait_rows(&served, "SELECT id FROM serving.short ORDER BY id", &["1", "2"]).await;
     let counted = "SELECT misfits FROM tidewater.served_tables WHERE table_name = 'short'";
     assert_eq!(served.rows(counted).await, [[Some("1".to_owned())]]);
+    let mend = "UPDATE short SET u = gen_random_uuid() WHERE id = 3";
+    served.source.batch_execute(mend).await.unwrap();
+    wait_rows(&served, "SELECT id FROM serving.short ORDER BY id", &["1", "2", "3"]).await;
+    // A served row that comes not to fit is served no more, and returns when it is mended.
+    served.source.batch_execute("UPDATE short SET v = 'abcd' WHERE id = 1").await.unwrap();
+    wait_rows(&served, "SELECT id FROM serving.short ORDER BY id", &["2", "3"]).await;
+    assert_eq!(served.rows(counted).await, [[Some("1".to_owned())]]);
+    served.source.batch_execute("UPDATE short SET v = 'abc' WHERE id = 1").await.unwrap();
+    wait_rows(&served, "SELECT id FROM serving.short ORDER BY id", &["1", "2", "3"]).await;
+    assert_eq!(served.rows(counted).await, [[Some("0".to_owned())]]);
 
     let found = wait_error(&mut daemon, "serving.odd", &["id=7", "column v", "inet", "nowhere"]).await;
     assert_eq!(found["state"], "failed");

@@ -43,10 +43,12 @@ def main(place):
         pip += ["--no-binary", "deltalake", "--no-build-isolation", "--require-hashes", "-r", wanted, "-d", scratch]
         subprocess.run(pip, check=True, timeout=600, env={**os.environ, "PYTHONPATH": str(scratch)})
         with tarfile.open(scratch / f"deltalake-{VERSION}.tar.gz") as package:
-            tables = [member for member in package if member.name.startswith(INSIDE)]
-            package.extractall(scratch / "package", tables, filter="data")
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.move(scratch / "package" / INSIDE, place)
+            shutil.rmtree(place, ignore_errors=True)
+            for member in package:
+                if member.isfile() and member.name.startswith(INSIDE):
+                    file = place / member.name.removeprefix(INSIDE)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(package.extractfile(member).read())
 
 
 if __name__ == "__main__":

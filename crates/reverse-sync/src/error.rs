@@ -159,9 +159,9 @@ pub enum ReverseSyncError {
         "column {column} is of type {data_type}, which has no counterpart in Postgres: leave it out with `columns`"
     )]
     UnsupportedColumn {
-        /// The column.
+        /// the column
         column: String,
-        /// Its type.
+        /// its type
         data_type: String,
     },
     /// The Delta table lacks a column that is to be served or names rows.
@@ -169,13 +169,13 @@ pub enum ReverseSyncError {
         "the Delta table has no column {column}: mend the entry's `columns`, `primary_key` or `timeseries_key`"
     )]
     MissingColumn {
-        /// The column.
+        /// the column
         column: String,
     },
     /// A column cannot be brought into the form it is written from.
     #[error("the values of column {column} cannot be read")]
     Arrow {
-        /// The column.
+        /// the column
         column: String,
         /// Arrow's reason.
         #[source]
@@ -199,7 +199,7 @@ pub enum ReverseSyncError {
     OtherInstance {
         /// `schema.table`
         table: String,
-        /// The other one's name.
+        /// the other one's name
         instance: String,
     },
     /// Another session has the table's lock.
@@ -232,13 +232,13 @@ pub enum ReverseSyncError {
     /// The server could not cast a value to its column's type.
     #[error("{key}: column {column} holds a value that is no {declared}: {shown}")]
     Uncastable {
-        /// The row's key.
+        /// the row's key
         key: String,
-        /// The column.
+        /// the column
         column: String,
-        /// The column's type.
+        /// the column's type
         declared: String,
-        /// The value, shortened.
+        /// the value, shortened
         shown: String,
     },
     /// A record of Tidewater's own cannot be understood.

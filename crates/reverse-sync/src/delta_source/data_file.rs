@@ -22,14 +22,17 @@ use object_store::path::Path;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection};
 use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
 use parquet::basic::Type as PhysicalType;
-use parquet::file::metadata::PageIndexPolicy;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, RowGroupMetaData};
 use roaring::RoaringTreemap;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Rows decoded at a time: wide enough for columnar work, small enough that a few readers stay within megabytes.
-const BATCH_ROWS: usize = 8192;
+/// Rows decoded at a time: enough for columnar work,
+const BATCH_ROWS: u64 = 8192;
+
+/// and of a file with large rows so many as make this on the average, so that a few readers stay within megabytes.
+const BATCH_BYTES: u64 = 8 << 20;
 
 /// A data file, as an action of the log names it.
 #[derive(Debug, Clone)]
@@ -81,9 +84,10 @@ impl TableSource {
         let ranges = chosen.ranges(total);
         let columns = plan.file_columns(metadata.schema(), &file.partition_values)?;
         let mask = ProjectionMask::roots(metadata.parquet_schema(), columns.roots.iter().copied());
+        let batch_rows = batch_rows(metadata.metadata());
         let mut builder = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata)
             .with_projection(mask)
-            .with_batch_size(BATCH_ROWS);
+            .with_batch_size(batch_rows);
         if !matches!(ranges.as_slice(), [all] if *all == (0..total)) {
             builder = builder.with_row_selection(selection(&ranges, total));
         }
@@ -214,6 +218,15 @@ fn selection(ranges: &[Range<u64>], total: u64) -> RowSelection {
     RowSelection::from_consecutive_ranges(ranges, place(total))
 }
 
+/// How many rows of a file are decoded at a time.
+fn batch_rows(file: &ParquetMetaData) -> usize {
+    let size = |group: &RowGroupMetaData| u64::try_from(group.total_byte_size()).unwrap_or(0);
+    let bytes: u64 = file.row_groups().iter().map(size).fold(0, u64::saturating_add);
+    let rows = u64::try_from(file.file_metadata().num_rows()).unwrap_or(0);
+    let row_bytes = bytes.checked_div(rows).unwrap_or(0).max(1);
+    usize::try_from((BATCH_BYTES / row_bytes).clamp(1, BATCH_ROWS)).unwrap_or(1)
+}
+
 fn has_int96(metadata: &ArrowReaderMetadata) -> bool {
     metadata.parquet_schema().columns().iter().any(|column| column.physical_type() == PhysicalType::INT96)
 }
@@ -254,5 +267,19 @@ mod tests {
             "a vector longer than its file"
         );
         assert_eq!(Chosen::Only(rows(&[])).ranges(5), none);
+    }
+
+    #[test]
+    fn large_rows_are_decoded_a_few_at_a_time() {
+        let batch_rows_of = |value: &str| {
+            let values = arrow::array::StringArray::from_iter_values((0..100).map(|n| format!("{n}{value}")));
+            let columns: [(&str, arrow::array::ArrayRef); 1] = [("v", Arc::new(values))];
+            let batch = RecordBatch::try_from_iter(columns).unwrap();
+            let mut writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+            writer.write(&batch).unwrap();
+            batch_rows(&writer.close().unwrap())
+        };
+        assert_eq!(batch_rows_of("short"), 8192);
+        assert!((30..90).contains(&batch_rows_of(&"x".repeat(100_000))));
     }
 }

@@ -23,7 +23,7 @@ mod ledger;
 mod row_hash;
 mod schema_change;
 
-use crate::delta_source::{CHANGE_TYPE, Part, ReadPlan, TableSource, TableVersion, received};
+use crate::delta_source::{CHANGE_TYPE, Column, Part, ReadPlan, TableSource, TableVersion, received};
 use crate::error::{Result, ReverseSyncError, Unavailable};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -186,12 +186,7 @@ impl TableSource {
         Ok(Changes { schema, stream: received(self.uri().to_owned(), reading, receiver) })
     }
 
-    fn check_schema(
-        &self,
-        version: u64,
-        before: &[crate::delta_source::Column],
-        after: &TableVersion,
-    ) -> Result<()> {
+    fn check_schema(&self, version: u64, before: &[Column], after: &TableVersion) -> Result<()> {
         match schema_change::obstacle(before, &after.columns) {
             None => Ok(()),
             Some((column, reason)) => {

@@ -12,6 +12,7 @@
 use super::apply::Change;
 use super::cells::{Cells, NULL_FIELD};
 use super::column::ServedColumn;
+use super::definition::SHOWN_CHARACTERS;
 use super::kept_out::{KeptOut, KeptOutRow};
 use super::value::Misfit;
 use crate::error::{Result, ReverseSyncError};
@@ -22,9 +23,6 @@ use std::sync::Arc;
 
 const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const TRAILER: i16 = -1;
-
-/// What a key's values are cut to in messages.
-const SHOWN_CHARACTERS: usize = 80;
 
 /// Writes batches of one table.
 #[derive(Debug, Clone)]

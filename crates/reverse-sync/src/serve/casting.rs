@@ -1,6 +1,6 @@
 //! Statements in which the server casts values, and what they name when a value has no place in its column.
 
-use super::definition::Layout;
+use super::definition::{Layout, SHOWN_CHARACTERS};
 use super::target::Target;
 use crate::error::{Result, ReverseSyncError};
 use postgres_connector::{quote_identifier, quote_literal};
@@ -38,18 +38,11 @@ impl Target {
 
     async fn find_uncastable(&self, layout: &Layout, staged: &str) -> Result<Option<ReverseSyncError>> {
         let failed = |source| self.client.error("looking for the value that cannot be cast", source);
-        let key = layout.key_columns().map(|column| {
-            format!(
-                "{} || s.{}::text",
-                quote_literal(&format!("{}=", column.name)),
-                quote_identifier(&column.name)
-            )
-        });
-        let key = key.collect::<Vec<_>>().join(", ");
+        let key = layout.shown_key(|name| format!("s.{name}"));
         for column in layout.columns.iter().filter(|column| column.is_cast()) {
             let name = quote_identifier(&column.name);
             let sql = format!(
-                "SELECT left(concat_ws(', ', {key}), 200), left(s.{name}::text, 80) FROM {staged} s
+                "SELECT {key}, left(s.{name}::text, {SHOWN_CHARACTERS}) FROM {staged} s
                  WHERE NOT pg_input_is_valid(s.{name}::text, {}) LIMIT 1",
                 quote_literal(&column.declared)
             );

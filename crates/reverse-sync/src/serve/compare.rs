@@ -6,7 +6,7 @@ use super::load::Progress;
 use super::record::Record;
 use super::target::Target;
 use crate::error::{Result, ReverseSyncError};
-use postgres_connector::{quote_identifier, quote_literal};
+use postgres_connector::quote_identifier;
 
 /// Differing keys named: enough to see what is wrong.
 const NAMED: u32 = 10;
@@ -90,15 +90,9 @@ impl Target {
             layout.of("t"),
             layout.of("s")
         );
-        let key = layout.key_columns().map(|column| {
-            let name = quote_identifier(&column.name);
-            let label = quote_literal(&format!("{}=", column.name));
-            format!("{label} || left(coalesce(t.{name}, s.{name})::text, 80)")
-        });
-        let first = format!(
-            "SELECT concat_ws(', ', {}), t.{first_key} IS NULL, s.{first_key} IS NULL {differing} LIMIT {NAMED}",
-            key.collect::<Vec<_>>().join(", ")
-        );
+        let key = layout.shown_key(|name| format!("coalesce(t.{name}, s.{name})"));
+        let first =
+            format!("SELECT {key}, t.{first_key} IS NULL, s.{first_key} IS NULL {differing} LIMIT {NAMED}");
         let counting = "counting rows";
         let failed = |source| self.client.error("comparing rows", source);
         let rows = self.client.query(&first, &[]).await.map_err(failed)?;

@@ -3,7 +3,7 @@
 use super::column::ServedColumn;
 use crate::error::{Result, ReverseSyncError};
 use arrow::datatypes::Schema;
-use postgres_connector::{quote_identifier, quote_qualified};
+use postgres_connector::{quote_identifier, quote_literal, quote_qualified};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,9 @@ pub(super) const OWN_SCHEMA: &str = "tidewater";
 /// Hex digits in the names of what belongs to one served table: two tables of one database share them by chance once
 /// in 10^14.
 const NAME_DIGITS: usize = 12;
+
+/// What a key's values are cut to in messages.
+pub(super) const SHOWN_CHARACTERS: usize = 80;
 
 /// One entry of `to_postgres`, without where its rows come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,6 +174,15 @@ impl Layout {
             format!("{one}.{name} = {other}.{name}")
         });
         columns.collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// A key's values for people, `id=7, region=eu`, as SQL; `value` gives the expression of a quoted column.
+    pub(super) fn shown_key(&self, value: impl Fn(&str) -> String) -> String {
+        let parts = self.key_columns().map(|column| {
+            let label = quote_literal(&format!("{}=", column.name));
+            format!("{label} || left(({})::text, {SHOWN_CHARACTERS})", value(&quote_identifier(&column.name)))
+        });
+        format!("concat_ws(', ', {})", parts.collect::<Vec<_>>().join(", "))
     }
 
     /// Staged columns in the served table's types, under their names.

@@ -332,12 +332,8 @@ impl Target {
     }
 
     async fn first_duplicates(&self, layout: &Layout) -> Result<Vec<String>> {
-        let parts = layout.key_columns().map(|column| {
-            let name = quote_identifier(&column.name);
-            format!("{} || left(d.{name}::text, 80)", quote_literal(&format!("{}=", column.name)))
-        });
-        let parts = parts.collect::<Vec<_>>().join(", ");
-        let sql = format!("SELECT concat_ws(', ', {parts}) FROM pg_temp.tidewater_duplicates d LIMIT 5");
+        let key = layout.shown_key(|name| format!("d.{name}"));
+        let sql = format!("SELECT {key} FROM pg_temp.tidewater_duplicates d LIMIT 5");
         let failed = |source| self.client.error("naming keys", source);
         let rows = self.client.query(&sql, &[]).await.map_err(failed)?;
         rows.iter().map(|row| Ok(row.try_get(0).map_err(failed)?)).collect()

@@ -12,8 +12,10 @@ use postgres_connector::{Client, SourceConfig, connect, quote_identifier};
 use std::collections::BTreeSet;
 use tokio_postgres::types::ToSql;
 
-/// Staging and sorting a million rows should not take thousands of files, and several tables apply at a time.
+/// Staging and sorting a million rows should not take thousands of files, and several tables apply at a time. Notices that
+/// what `IF EXISTS` asked for does not exist are no news.
 const SESSION: &str = "SET statement_timeout = 0; SET work_mem = '64MB'; SET maintenance_work_mem = '256MB';
+    SET client_min_messages = warning;
     SET tidewater.applying = 'on'";
 
 /// Names in overrides, indexes and extra columns mean what they mean to the role in psql. Everywhere else the path stays

@@ -4,6 +4,7 @@ use super::status::printable;
 use super::{CommandError, Outcome};
 use crate::config::Config;
 use crate::http::ControlClient;
+use crate::status::Direction;
 use crate::verification::{Verdict, VerificationReport, VerifiedTable};
 use indicatif::ProgressBar;
 use std::io::Write;
@@ -16,7 +17,7 @@ pub(super) async fn pause(config: &Config, table: &str, hold: bool) -> Result<Ou
     daemon(config).pause(table, hold).await?;
     let meanwhile = match hold {
         true => "the slot keeps the WAL of its whole database meanwhile",
-        false => "its changes are not kept, and resuming compares it with its source",
+        false => "its changes are not kept; resuming brings it up to its source again",
     };
     writeln!(std::io::stdout(), "{table} stays at its version until `tidewater resume`; {meanwhile}")?;
     Ok(Outcome::Done)
@@ -83,9 +84,14 @@ fn text(report: &VerificationReport) -> String {
 
 fn line(table: &VerifiedTable) -> String {
     let name = format!("{}.{}", table.database, table.table);
-    let position = table.position.as_deref().unwrap_or("-");
     let version = table.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
-    let at = format!("at {position}, version {version}");
+    let at = match (&table.position, table.direction) {
+        // A Delta table has no WAL.
+        (_, Direction::ToPostgres) => format!("at version {version}"),
+        (position, Direction::ToLake) => {
+            format!("at {}, version {version}", position.as_deref().unwrap_or("-"))
+        }
+    };
     let mut text = match table.verdict {
         Verdict::Equal => format!("{name}: equal, {} rows {at}", table.source_rows),
         Verdict::Different => format!(
@@ -107,7 +113,6 @@ fn line(table: &VerifiedTable) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::Direction;
     use crate::verification::{DifferingKey, Verifications};
 
     #[test]
