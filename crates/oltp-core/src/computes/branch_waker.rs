@@ -13,6 +13,10 @@ use crate::secrets::{Secret, kept_secret};
 use crate::{CoreError, SUPERUSER};
 
 /// Finds a branch by its name and has its compute running.
+///
+/// A restore may give the name to another branch while this one starts, and sessions that begin after the restore wait
+/// for the same start as those from before. So the name is looked up once more when the compute runs, and the start
+/// counts only if it is still this branch's.
 #[derive(Debug, Clone)]
 pub struct BranchWaker {
     pages: PageStore,
@@ -31,18 +35,26 @@ impl Waker for BranchWaker {
     async fn wake(&self, branch: &BranchAddress) -> Result<Endpoint, WakeError> {
         let project = ProjectName::new(&branch.project).map_err(|_| WakeError::NoSuchProject)?;
         let name = BranchName::new(&branch.branch).map_err(|_| WakeError::NoSuchBranch)?;
-        let Some(head) = self.pages.find_branch(&project, &name).await.map_err(failed)? else {
-            return Err(match self.pages.project(&project).await.map_err(failed)? {
-                Some(_) => WakeError::NoSuchBranch,
-                None => WakeError::NoSuchProject,
-            });
+        let mut found = self.pages.find_branch(&project, &name).await.map_err(failed)?;
+        let (status, password) = loop {
+            let Some(head) = found else {
+                return Err(match self.pages.project(&project).await.map_err(failed)? {
+                    Some(_) => WakeError::NoSuchBranch,
+                    None => WakeError::NoSuchProject,
+                });
+            };
+            // Every session comes through here: one way to the store less to wait for, where that is far.
+            let (status, password) = tokio::try_join!(
+                self.computes.ensure_running(&project, head.branch),
+                kept_secret(self.pages.storage(), &project, Secret::Superuser)
+            )
+            .map_err(failed)?;
+            let named_now = self.pages.find_branch(&project, &name).await.map_err(failed)?;
+            if named_now.as_ref().is_some_and(|now| now.branch == head.branch) {
+                break (status, password);
+            }
+            found = named_now;
         };
-        // Every session comes through here: one way to the store less to wait for, where that is far.
-        let (status, password) = tokio::try_join!(
-            self.computes.ensure_running(&project, head.branch),
-            kept_secret(self.pages.storage(), &project, Secret::Superuser)
-        )
-        .map_err(failed)?;
         let socket_directory = status.socket_directory.ok_or_else(|| failed(CoreError::ComputeEnding))?;
         let mut superuser = Config::new();
         superuser
