@@ -25,6 +25,7 @@ mod daemon;
 mod delta_log;
 mod postgres;
 mod reader;
+mod replay;
 mod s3_faults;
 mod s3_server;
 mod shop;
@@ -37,6 +38,7 @@ pub use delta_log::{
 };
 pub use postgres::{Postgres, kill9};
 pub use reader::{Engine, LakeTable, Reader};
+pub use replay::{Cells, Recorded, recorded, replay};
 pub use s3_faults::{Fault, Faults};
 pub use s3_server::S3Server;
 pub use shop::Shop;

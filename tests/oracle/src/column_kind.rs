@@ -122,9 +122,19 @@ pub const WIDENED: &[(&str, &str)] = &[
     ("mood", "text"),
 ];
 
+/// Types of which the lake holds every value.
+const EXACT: [&str; 9] =
+    ["boolean", "smallint", "integer", "bigint", "text", "varchar(20)", "uuid", "bytea", "inet"];
+
 impl ColumnKind {
     /// Text of any kind.
     pub const TEXT: ColumnKind = kind("text", "md5(({n})::text)", &["''"]);
+
+    /// Any type of which the lake holds every value.
+    pub fn any_exact(dice: &mut Dice) -> ColumnKind {
+        let exact: Vec<ColumnKind> = KINDS.iter().filter(|kind| EXACT.contains(&kind.sql)).copied().collect();
+        dice.one_of(&exact)
+    }
 
     /// Any type.
     pub fn any(dice: &mut Dice) -> ColumnKind {

@@ -6,6 +6,7 @@
 //! under a savepoint and rolled back would be one too many.
 
 use crate::dice::Dice;
+use std::collections::BTreeMap;
 
 /// The two tables, in schema `public`.
 pub const LEDGERS: [&str; 2] = ["ledger_a", "ledger_b"];
@@ -71,9 +72,20 @@ pub fn touch(dice: &mut Dice, txn: u64) -> Vec<String> {
         .collect()
 }
 
+/// What each transaction has in one table: rows, and their mark. `rows` are its `txn`, `parts` and `mark`.
+pub fn transactions(rows: &[Vec<Option<String>>]) -> BTreeMap<&str, (u64, &str)> {
+    let mut seen = BTreeMap::new();
+    for row in rows {
+        if let [Some(txn), _, Some(mark)] = row.as_slice() {
+            seen.entry(txn.as_str()).or_insert((0, mark.as_str())).0 += 1;
+        }
+    }
+    seen
+}
+
 /// What is wrong with a version: `rows` are its `txn`, `parts` and `mark`.
 pub fn torn_transaction(rows: &[Vec<Option<String>>]) -> Option<String> {
-    let mut seen: std::collections::BTreeMap<&str, (u64, &str, &str)> = std::collections::BTreeMap::new();
+    let mut seen: BTreeMap<&str, (u64, &str, &str)> = BTreeMap::new();
     for row in rows {
         let [Some(txn), Some(parts), Some(mark)] = row.as_slice() else {
             return Some(format!("a row with nulls: {row:?}"));

@@ -165,7 +165,7 @@ fn change_one(dice: &mut Dice, table: &TablePlan) -> String {
             let (columns, values) = table.row(dice, &n);
             format!("INSERT INTO {name} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING")
         }
-        3 | 4 => {
+        3 | 4 if !table.key_names().is_empty() => {
             let (columns, values) = table.row(dice, &n);
             let key = table.key_names().join(", ");
             let items = table.changed(dice, &n);
