@@ -57,19 +57,18 @@ impl Entries {
     }
 }
 
-/// Marks or removes all entries of an earlier transaction, in both tables.
-pub fn touch(dice: &mut Dice, txn: u64) -> Vec<String> {
+/// Marks or removes all entries of an earlier transaction, in both tables by one statement: two could be parted by a
+/// savepoint, or see different commits of others.
+pub fn touch(dice: &mut Dice, txn: u64) -> String {
     let removes = dice.chance(30);
-    LEDGERS
-        .iter()
-        .map(|table| {
-            if removes {
-                format!("DELETE FROM {table} WHERE txn = {txn}")
-            } else {
-                format!("UPDATE {table} SET mark = mark + 1 WHERE txn = {txn}")
-            }
-        })
-        .collect()
+    let [one, other] = LEDGERS.map(|table| {
+        if removes {
+            format!("DELETE FROM {table} WHERE txn = {txn}")
+        } else {
+            format!("UPDATE {table} SET mark = mark + 1 WHERE txn = {txn}")
+        }
+    });
+    format!("WITH one AS ({one}) {other}")
 }
 
 /// What each transaction has in one table: rows, and their mark. `rows` are its `txn`, `parts` and `mark`.

@@ -291,7 +291,9 @@ impl Running<'_> {
     }
 
     async fn stop_daemon(&mut self) {
-        if let Some(daemon) = self.daemon.take() {
+        if let Some(mut daemon) = self.daemon.take() {
+            // Before it answers, it may not have come so far as to take a signal otherwise than by dying of it.
+            daemon.wait_status(SETTLE_LIMIT, |_| true).await;
             daemon.stop().await;
         }
     }
