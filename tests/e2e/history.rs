@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tidewater_e2e::{Engine, LakeTable, Postgres, Reader, Shop, Site, Traffic};
+use tidewater_e2e::{Cells, Engine, LakeTable, Postgres, Reader, Shop, Site, Traffic, recorded, replay};
 
-use crate::replayed::{Cells, assert_replays, configuration, history_of, recorded, replay};
+use crate::replayed::{assert_replays, configuration, history_of};
 
 const SOON: Duration = Duration::from_secs(90);
 

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tidewater_e2e::{
-    Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal, last_txn, operations, property,
+    Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal, last_txn, operations, property, recorded,
 };
 
 use crate::followed::{Followed, ORDERS, SOON, followed_as, followed_by_its_owner, rows_of};
-use crate::replayed::{assert_replays, configuration, history_of, recorded};
+use crate::replayed::{assert_replays, configuration, history_of};
 
 fn in_mode(mode: &'static str) -> impl FnOnce(&str) -> Site {
     move |url| Site::new(&configuration(url, mode))

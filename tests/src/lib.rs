@@ -26,6 +26,7 @@ mod delta_log;
 mod keeper;
 mod postgres;
 mod reader;
+mod replay;
 mod s3_faults;
 mod s3_server;
 mod shop;
@@ -40,6 +41,7 @@ pub use delta_log::{
 pub use keeper::KeeperProcess;
 pub use postgres::{Postgres, kill9, pgbench, postgres_program, signal};
 pub use reader::{Engine, LakeTable, Reader, repository};
+pub use replay::{Cells, Recorded, recorded, replay};
 pub use s3_faults::{Fault, Faults};
 pub use s3_server::S3Server;
 pub use shop::Shop;

@@ -105,7 +105,7 @@ pub const KINDS: &[ColumnKind] = &[
     kind("text[]", "ARRAY['a', ({n})::text]", &["'{}'", "'{\"\",\"null\",NULL,\"a,b\",\"\\\\\\\"\"}'"]),
     kind("numeric(8,3)[]", "ARRAY[({n}) / 7.0]", &["'{}'", "'{99999.999,-0.001}'"]),
     kind("inet", "inet '10.0.0.0' + ({n})", &["'::1'", "'10.1.2.3/8'"]),
-    kind("int4range", "int4range(({n}), ({n}) + 5)", &["'empty'", "'(,)'"]),
+    kind("int4range", "int4range(({n}) / 2, ({n}) + 500)", &["'empty'", "'(,)'"]),
     kind("mood", "(ARRAY['sad', 'ok', 'très bien'])[1 + ({n}) % 3]::mood", &["'sad'"]),
 ];
 
@@ -122,9 +122,19 @@ pub const WIDENED: &[(&str, &str)] = &[
     ("mood", "text"),
 ];
 
+/// Types of which the lake holds every value.
+const EXACT: [&str; 9] =
+    ["boolean", "smallint", "integer", "bigint", "text", "varchar(20)", "uuid", "bytea", "inet"];
+
 impl ColumnKind {
     /// Text of any kind.
     pub const TEXT: ColumnKind = kind("text", "md5(({n})::text)", &["''"]);
+
+    /// Any type of which the lake holds every value.
+    pub fn any_exact(dice: &mut Dice) -> ColumnKind {
+        let exact: Vec<ColumnKind> = KINDS.iter().filter(|kind| EXACT.contains(&kind.sql)).copied().collect();
+        dice.one_of(&exact)
+    }
 
     /// Any type.
     pub fn any(dice: &mut Dice) -> ColumnKind {

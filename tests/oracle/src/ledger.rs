@@ -6,6 +6,7 @@
 //! under a savepoint and rolled back would be one too many.
 
 use crate::dice::Dice;
+use std::collections::BTreeMap;
 
 /// The two tables, in schema `public`.
 pub const LEDGERS: [&str; 2] = ["ledger_a", "ledger_b"];
@@ -56,24 +57,34 @@ impl Entries {
     }
 }
 
-/// Marks or removes all entries of an earlier transaction, in both tables.
-pub fn touch(dice: &mut Dice, txn: u64) -> Vec<String> {
+/// Marks or removes all entries of an earlier transaction, in both tables by one statement: two could be parted by a
+/// savepoint, or see different commits of others.
+pub fn touch(dice: &mut Dice, txn: u64) -> String {
     let removes = dice.chance(30);
-    LEDGERS
-        .iter()
-        .map(|table| {
-            if removes {
-                format!("DELETE FROM {table} WHERE txn = {txn}")
-            } else {
-                format!("UPDATE {table} SET mark = mark + 1 WHERE txn = {txn}")
-            }
-        })
-        .collect()
+    let [one, other] = LEDGERS.map(|table| {
+        if removes {
+            format!("DELETE FROM {table} WHERE txn = {txn}")
+        } else {
+            format!("UPDATE {table} SET mark = mark + 1 WHERE txn = {txn}")
+        }
+    });
+    format!("WITH one AS ({one}) {other}")
+}
+
+/// What each transaction has in one table: rows, and their mark. `rows` are its `txn`, `parts` and `mark`.
+pub fn transactions(rows: &[Vec<Option<String>>]) -> BTreeMap<&str, (u64, &str)> {
+    let mut seen = BTreeMap::new();
+    for row in rows {
+        if let [Some(txn), _, Some(mark)] = row.as_slice() {
+            seen.entry(txn.as_str()).or_insert((0, mark.as_str())).0 += 1;
+        }
+    }
+    seen
 }
 
 /// What is wrong with a version: `rows` are its `txn`, `parts` and `mark`.
 pub fn torn_transaction(rows: &[Vec<Option<String>>]) -> Option<String> {
-    let mut seen: std::collections::BTreeMap<&str, (u64, &str, &str)> = std::collections::BTreeMap::new();
+    let mut seen: BTreeMap<&str, (u64, &str, &str)> = BTreeMap::new();
     for row in rows {
         let [Some(txn), Some(parts), Some(mark)] = row.as_slice() else {
             return Some(format!("a row with nulls: {row:?}"));

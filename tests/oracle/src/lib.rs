@@ -25,6 +25,7 @@
 
 mod application;
 mod column_kind;
+mod consistent_point;
 mod dice;
 mod ledger;
 mod report;

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// The table's head, by which it is found again.
-const HEAD: &str = "| commit | seeds | passed | minutes | transactions | rows compared | versions judged | daemon at crash points | kills and stops | store faults | failed seeds |";
+const HEAD: &str = "| commit | seeds | passed | minutes | transactions | rows compared | versions judged | histories replayed | verified | daemon at crash points | kills and stops | store faults | failed seeds |";
 
 /// Seeds below are the fixed ones of `make test`.
 const FIRST: u64 = 101;
@@ -79,7 +79,9 @@ fn row(commit: &str, first: u64, minutes: u64, tally: &Tally) -> String {
         minutes.to_string(),
         tally.committed.to_string(),
         looked.rows.to_string(),
-        (looked.settled_versions + looked.ledger_versions).to_string(),
+        (looked.settled_versions + looked.ledger_versions + looked.points).to_string(),
+        looked.histories.to_string(),
+        tally.verified.to_string(),
         format!("{deaths} ({} points)", tally.deaths.len()),
         by_kind(&tally.events),
         by_kind(&tally.faults),

@@ -91,6 +91,15 @@ pub enum Event {
     Weather(u32),
     /// The store is away until the round ends.
     StoreAway,
+    /// A table, the `nth` of those that `status` shows, is paused until the sessions have ended; `hold` keeps the slot for it.
+    Pause {
+        /// Which, counted round and round.
+        nth: u32,
+        /// As by `pause --hold`.
+        hold: bool,
+    },
+    /// A table is compared with its source, and mended.
+    Resync(u32),
 }
 
 /// One round.
@@ -108,6 +117,8 @@ pub struct Round {
     pub reshapes: Vec<String>,
     /// Afterwards the daemon catches up, and the lake's versions are remembered with what the source holds.
     pub settles: bool,
+    /// Then `verify` is asked, too.
+    pub verifies: bool,
 }
 
 /// A seed's script.
@@ -133,6 +144,8 @@ pub struct Script {
     pub rounds: Vec<Round>,
     /// In the end the daemon is killed rather than stopped.
     pub ends_by_kill: bool,
+    /// `mode: both`: each mirror has a history beside it.
+    pub has_histories: bool,
 }
 
 impl Script {
@@ -140,6 +153,7 @@ impl Script {
     pub fn of(seed: u64) -> Script {
         let dice = &mut Dice::of(seed);
         let mut work = Work::of(seed);
+        let is_large = seed.is_multiple_of(LARGE_EVERY);
         let mut tables: Vec<TablePlan> =
             (0..dice.between(1, 4)).map(|number| TablePlan::draw(dice, number)).collect();
         let mut script = Script {
@@ -153,8 +167,9 @@ impl Script {
             setup: set_up(dice, &tables),
             rounds: Vec::new(),
             ends_by_kill: dice.chance(50),
+            // A history of a million rows is too much to be replayed row for row.
+            has_histories: !is_large && dice.chance(40),
         };
-        let is_large = seed.is_multiple_of(LARGE_EVERY);
         if is_large {
             script.setup.push(format!("CREATE TABLE {LARGE_TABLE} (id integer PRIMARY KEY, v text)"));
         }
@@ -214,8 +229,16 @@ fn draw_round(dice: &mut Dice, work: &mut Work, tables: &mut Vec<TablePlan>, sto
     // Most events meet sessions at work, some a daemon that has had time to become idle.
     let longest = sessions.iter().map(Vec::len).max().and_then(|most| u32::try_from(most).ok()).unwrap_or(1);
     let lasts = Duration::from_millis(dice.between(100, 1000).into());
-    let quiet =
-        matches!(event, Event::Nothing | Event::Weather(_) | Event::FailAt(..) | Event::KillWalsender);
+    let quiet = matches!(
+        event,
+        Event::Nothing
+            | Event::Weather(_)
+            | Event::FailAt(..)
+            | Event::KillWalsender
+            | Event::Pause { .. }
+            | Event::Resync(_)
+    );
+    let settles = quiet && dice.chance(60);
     Round {
         sessions,
         pause: lasts / longest.max(1),
@@ -226,7 +249,8 @@ fn draw_round(dice: &mut Dice, work: &mut Work, tables: &mut Vec<TablePlan>, sto
             _ => lasts * dice.between(0, 110) / 100,
         },
         reshapes,
-        settles: quiet && dice.chance(60),
+        settles,
+        verifies: settles && dice.chance(40),
     }
 }
 
@@ -273,6 +297,8 @@ fn draw_event(dice: &mut Dice, store: Store) -> Event {
         (1, Event::KillBoth),
         (6, Event::Weather(0)),
         (1, Event::StoreAway),
+        (2, Event::Pause { nth: 0, hold: false }),
+        (1, Event::Resync(0)),
     ]);
     let nth = dice.weighted(&[(4, 1), (3, 2), (2, 5), (1, 12)]);
     match event {
@@ -285,6 +311,8 @@ fn draw_event(dice: &mut Dice, store: Store) -> Event {
         }
         Event::Weather(_) | Event::StoreAway if store == Store::Disk => Event::KillDaemon,
         Event::Weather(_) => Event::Weather(dice.one_of(&[30, 100, 250])),
+        Event::Pause { .. } => Event::Pause { nth: dice.between(0, 9), hold: dice.chance(40) },
+        Event::Resync(_) => Event::Resync(dice.between(0, 9)),
         other => other,
     }
 }
@@ -312,8 +340,8 @@ impl fmt::Display for Script {
         )?;
         writeln!(
             f,
-            "-- deletion vectors {}, partitioned in the lake {:?}",
-            self.deletion_vectors, self.lake_partitioned
+            "-- deletion vectors {}, histories {}, partitioned in the lake {:?}",
+            self.deletion_vectors, self.has_histories, self.lake_partitioned
         )?;
         writeln!(
             f,
@@ -324,10 +352,10 @@ impl fmt::Display for Script {
             writeln!(f, "{statement};")?;
         }
         for (number, round) in self.rounds.iter().enumerate() {
-            let Round { event, after, pause, settles, .. } = round;
+            let Round { event, after, pause, settles, verifies, .. } = round;
             writeln!(
                 f,
-                "-- round {number}: {event:?} after {after:?}, pauses of {pause:?}, settles: {settles}"
+                "-- round {number}: {event:?} after {after:?}, pauses of {pause:?}, settles: {settles}, verifies: {verifies}"
             )?;
             for (session, transactions) in round.sessions.iter().enumerate() {
                 writeln!(f, "-- round {number}, session {session}")?;
@@ -356,9 +384,9 @@ mod tests {
         for seed in 1..400 {
             for round in Script::of(seed).rounds {
                 let text = format!("{:?}", round.event);
-                seen.insert(text.split('(').next().unwrap_or_default().to_owned());
+                seen.insert(text.split(['(', ' ']).next().unwrap_or_default().to_owned());
             }
         }
-        assert_eq!(seen.len(), 11, "{seen:?}");
+        assert_eq!(seen.len(), 13, "{seen:?}");
     }
 }

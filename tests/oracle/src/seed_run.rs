@@ -47,6 +47,8 @@ struct Running<'a> {
     remembered: Vec<Remembered>,
     /// How often the weather has changed: each has dice of its own.
     weathers: u64,
+    /// The table that is paused in this round.
+    paused: Option<String>,
     tally: Tally,
 }
 
@@ -80,6 +82,7 @@ impl Bench {
             reshaped: BTreeSet::new(),
             remembered: Vec::new(),
             weathers: 0,
+            paused: None,
             tally: Tally::default(),
         };
         running.rounds().await;
@@ -118,6 +121,7 @@ fn configuration(script: &Script, url: &str, store: Option<&S3Server>) -> String
         "tables": ["*.*"],
         "flush": format!("{}ms", script.flush.as_millis()),
         "deletion_vectors": if script.deletion_vectors { "on" } else { "off" },
+        "mode": if script.has_histories { "both" } else { "mirror" },
         "overrides": overrides,
     }]);
     let listen = json!({"http": format!("127.0.0.1:{}", free_port())});
@@ -159,8 +163,12 @@ impl Running<'_> {
         // Whatever was killed, the source is up again and quiet.
         self.client = application::connect(&self.url).await;
         application::decide_prepared(&self.client).await;
+        self.resume().await;
         if round.settles {
             self.settle().await;
+        }
+        if round.verifies {
+            self.verify().await;
         }
     }
 
@@ -205,6 +213,46 @@ impl Running<'_> {
             }
             Event::Weather(share) => self.set_weather(share),
             Event::StoreAway => self.store.as_mut().expect("the S3 server").stop().await,
+            Event::Pause { nth, hold } => {
+                let Some(table) = self.shown_table(nth).await else { return };
+                let mut arguments = vec!["pause", table.as_str()];
+                arguments.extend(hold.then_some("--hold"));
+                self.site.command(&arguments).await;
+                self.paused = Some(table);
+            }
+            Event::Resync(nth) => {
+                let Some(table) = self.shown_table(nth).await else { return };
+                self.site.command(&["resync", &table]).await;
+            }
+        }
+    }
+
+    /// The name of one of the tables that the daemon shows, if it does.
+    async fn shown_table(&self, nth: u32) -> Option<String> {
+        let status = self.daemon.as_ref()?.status().await?;
+        let tables = status["tables"].as_array()?;
+        let at = (nth as usize).checked_rem(tables.len())?;
+        tables[at]["table"].as_str().map(str::to_owned)
+    }
+
+    /// Has the paused table go on.
+    async fn resume(&mut self) {
+        let Some(table) = self.paused.take() else { return };
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        // An interrupted sync takes up what it was asked later, in this order.
+        self.site.command(&["resume", &table]).await;
+        loop {
+            let daemon = self.daemon.as_ref().expect("nothing has ended it");
+            let status = daemon.status().await.unwrap_or(Value::Null);
+            let tables = status["tables"].as_array();
+            let shown = tables.and_then(|tables| tables.iter().find(|shown| shown["table"] == *table));
+            let state = shown.and_then(|shown| shown["state"].as_str());
+            // It may have been dropped or renamed meanwhile.
+            if status["sources"][0]["connected"] == true && !matches!(state, Some("paused" | "waiting")) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{table} is not resumed; status: {status}");
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -243,7 +291,9 @@ impl Running<'_> {
     }
 
     async fn stop_daemon(&mut self) {
-        if let Some(daemon) = self.daemon.take() {
+        if let Some(mut daemon) = self.daemon.take() {
+            // Before it answers, it may not have come so far as to take a signal otherwise than by dying of it.
+            daemon.wait_status(SETTLE_LIMIT, |_| true).await;
             daemon.stop().await;
         }
     }
@@ -301,6 +351,13 @@ impl Running<'_> {
         }
     }
 
+    /// Asks for a comparison of all tables. An interrupted sync may leave some out, but nothing may differ.
+    async fn verify(&mut self) {
+        let finished = self.site.command(&["verify"]).await;
+        assert_ne!(finished.code, Some(3), "verify says:\n{}", finished.stdout);
+        self.tally.verified += u64::from(finished.code == Some(0));
+    }
+
     /// The ending, the last catching up, and the verdict.
     async fn end(mut self) -> Tally {
         if self.script.ends_by_kill {
@@ -317,6 +374,10 @@ impl Running<'_> {
         let mut dice = Dice::of(self.script.seed);
         let judge = Judge { reader: &mut self.bench.reader, dsn: &self.url, lake: &lake };
         self.tally.looked = judge.assert_right(&mut dice, &tables, &self.remembered).await;
+        if self.script.has_histories {
+            let judge = Judge { reader: &mut self.bench.reader, dsn: &self.url, lake: &lake };
+            self.tally.looked.histories = judge.assert_histories(&tables).await;
+        }
         if let Some(store) = &self.store {
             let faults = store.faults().happened();
             self.tally.faults = faults.into_iter().map(|(fault, count)| (fault.name(), count)).collect();

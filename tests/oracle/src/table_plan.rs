@@ -22,7 +22,7 @@ pub enum Key {
     Compound,
     /// Date, numeric and text, not the first columns of the table.
     Wide,
-    /// None: the lake takes inserts and truncates only.
+    /// None: the lake takes inserts and truncates only, unless whole rows are the replica identity.
     Keyless,
 }
 
@@ -34,7 +34,7 @@ impl Key {
         (1, Key::Moment),
         (3, Key::Compound),
         (2, Key::Wide),
-        (1, Key::Keyless),
+        (2, Key::Keyless),
     ];
 
     /// Its columns: name, type, value made of the row's number.
@@ -124,7 +124,8 @@ impl TablePlan {
         let key = dice.weighted(Key::ALL);
         let partitioned = key != Key::Keyless && dice.chance(15);
         let identity = match dice.between(0, 9) {
-            0 | 1 if key != Key::Keyless && !partitioned => Identity::Full,
+            0..=5 if key == Key::Keyless => Identity::Full,
+            0 | 1 if !partitioned => Identity::Full,
             2 if key != Key::Keyless && !partitioned => Identity::Index,
             _ => Identity::PrimaryKey,
         };
@@ -149,7 +150,10 @@ impl TablePlan {
     pub fn add_column(&mut self, dice: &mut Dice) -> Column {
         self.columns_drawn += 1;
         let name = format!("{}{}", dice.weighted(COLUMN_STEMS), self.columns_drawn);
-        let column = Column { name, kind: ColumnKind::any(dice) };
+        // Where the whole row is the key, a value that the lake cannot hold stops the table, as it says.
+        let kind =
+            if self.is_named_by_whole_rows() { ColumnKind::any_exact(dice) } else { ColumnKind::any(dice) };
+        let column = Column { name, kind };
         self.columns.push(column.clone());
         column
     }
@@ -172,7 +176,12 @@ impl TablePlan {
 
     /// Whether updates and deletes follow into the lake.
     pub fn follows_updates(&self) -> bool {
-        self.key != Key::Keyless
+        self.key != Key::Keyless || self.identity == Identity::Full
+    }
+
+    /// Whether its rows have no key, and may be equal.
+    fn is_named_by_whole_rows(&self) -> bool {
+        self.key == Key::Keyless && self.identity == Identity::Full
     }
 
     /// The statements that make it.
@@ -185,7 +194,7 @@ impl TablePlan {
             self.columns.iter().map(|column| format!("{} {}", quoted(&column.name), column.kind.sql)),
         );
         let key = self.key_names().join(", ");
-        if self.follows_updates() && self.identity != Identity::Index {
+        if self.key != Key::Keyless && self.identity != Identity::Index {
             columns.push(format!("PRIMARY KEY ({key})"));
         }
         let first = self.key.columns().first().map_or("n", |(name, _, _)| name);

@@ -22,6 +22,8 @@ pub struct Tally {
     pub faults: BTreeMap<&'static str, u64>,
     /// What the readers compared.
     pub looked: Looked,
+    /// Times that `verify` found every table equal.
+    pub verified: u64,
 }
 
 impl Tally {
@@ -36,6 +38,8 @@ impl Tally {
             Event::KillWalsender => "walsender killed",
             Event::KillBoth => "both killed",
             Event::StoreAway => "store away",
+            Event::Pause { .. } => "table paused",
+            Event::Resync(_) => "table resynced",
         };
         *self.events.entry(kind).or_default() += 1;
     }
@@ -64,5 +68,8 @@ impl AddAssign for Tally {
         self.looked.rows += other.looked.rows;
         self.looked.settled_versions += other.looked.settled_versions;
         self.looked.ledger_versions += other.looked.ledger_versions;
+        self.looked.points += other.looked.points;
+        self.looked.histories += other.looked.histories;
+        self.verified += other.verified;
     }
 }

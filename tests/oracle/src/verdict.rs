@@ -4,10 +4,11 @@
 //! settled moment must still hold what the source held then. And every version of the ledgers that is looked at
 //! must hold whole transactions.
 
+use crate::consistent_point;
 use crate::dice::Dice;
 use crate::ledger::{LEDGERS, torn_transaction};
 use std::path::{Path, PathBuf};
-use tidewater_e2e::{Engine, LakeTable, Reader, Source, assert_equal, property};
+use tidewater_e2e::{Engine, LakeTable, Reader, Source, assert_equal, property, recorded, replay};
 use tokio_postgres::Client;
 
 /// Versions of a ledger that are looked at, spread over all.
@@ -60,6 +61,10 @@ pub struct Looked {
     pub settled_versions: u64,
     /// Versions of ledgers searched for torn transactions.
     pub ledger_versions: u64,
+    /// Consistent points at which both ledgers were compared.
+    pub points: u64,
+    /// Histories replayed to what their tables hold.
+    pub histories: u64,
 }
 
 /// Every table of the source, partitions left out.
@@ -128,10 +133,27 @@ impl Judge<'_> {
             assert_eq!(&found, rows, "version {version} of {table:?} is not what the source held then");
             looked.settled_versions += 1;
         }
+        looked.points = consistent_point::assert_consistent(self.reader, dice, self.lake).await;
         for ledger in LEDGERS {
             looked.ledger_versions += self.assert_whole_transactions(ledger).await;
         }
         looked
+    }
+
+    /// Fails unless each table's history replays to what the table holds. Gives their number.
+    pub async fn assert_histories(self, tables: &[TableName]) -> u64 {
+        for table in tables {
+            let name = table.qualified();
+            let history =
+                TableName { table: format!("{}_history", table.table), schema: table.schema.clone() };
+            let rows = recorded(self.reader, &self.mirror(&history)).await;
+            let replayed = replay(&name, rows);
+            let mut source = self.reader.source_rows(self.dsn, &table.schema, &table.table).await;
+            source.sort();
+            let counts = (replayed.len(), source.len());
+            assert!(replayed == source, "the history of {name} replays to other rows: {counts:?}");
+        }
+        tables.len() as u64
     }
 
     async fn assert_whole_transactions(&mut self, ledger: &str) -> u64 {

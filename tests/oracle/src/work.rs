@@ -129,7 +129,7 @@ impl Work {
             0..=2 if self.drawn > 1 => {
                 let reach = u32::try_from(self.drawn.min(40)).expect("at most 40");
                 let earlier = self.drawn - u64::from(dice.between(0, reach - 1));
-                body.extend(ledger::touch(dice, earlier));
+                body.push(ledger::touch(dice, earlier));
             }
             3 => body.push(format!("SELECT pg_sleep(0.0{})", dice.between(0, 5))),
             4 if dice.chance(35) => {
@@ -165,7 +165,7 @@ fn change_one(dice: &mut Dice, table: &TablePlan) -> String {
             let (columns, values) = table.row(dice, &n);
             format!("INSERT INTO {name} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING")
         }
-        3 | 4 => {
+        3 | 4 if !table.key_names().is_empty() => {
             let (columns, values) = table.row(dice, &n);
             let key = table.key_names().join(", ");
             let items = table.changed(dice, &n);
