@@ -58,6 +58,11 @@ test: setup lint ## lint, the tests of every crate, and end to end with real Pos
 	$(CARGO) test --workspace --locked --config 'target."cfg(unix)".runner = ["timeout", "--foreground", "$(SUITE_LIMIT)"]'
 	@echo "make test: all passed"
 
+.PHONY: public-tables
+public-tables: setup ## fetches the Delta tables that delta-rs tests with, and reads them beside Spark
+	$(PYTHON) tests/readers/public_tables.py .tools/public-tables
+	TIDEWATER_PUBLIC_TABLES=1 ROW_CHANGES_CASE=none $(CARGO) test --workspace --locked --test row_changes -- --nocapture
+
 MINUTES ?= 10
 
 .PHONY: oracle

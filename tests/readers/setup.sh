@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs the real readers: a Python environment in .venv, Spark's Delta jars in .tools/jars and public Delta
-# tables to read in .tools/public-tables, all at the root of the repository and ignored by git.
+# Installs the real readers: a Python environment in .venv and Spark's Delta jars in .tools/jars,
+# both at the root of the repository and ignored by git.
 #
-# Run it as often as you like. What it installs is decided by four files (this one, requirements.txt,
-# pom.xml and public_tables.py); their hash is kept in .tools/readers.stamp, and when it still fits there is nothing to do.
+# Run it as often as you like. What it installs is decided by three files (this one, requirements.txt
+# and pom.xml); their hash is kept in .tools/readers.stamp, and when it still fits there is nothing to do.
 # Needs python3 (3.10 or newer, with venv), Java 17 or newer, and mvn.
 set -euo pipefail
 
@@ -17,7 +17,7 @@ say() { printf 'readers: %s\n' "$*"; }
 fail() { printf 'readers: %s\n' "$*" >&2; exit 1; }
 
 # The environment's place is part of the hash: a virtual environment does not survive being moved.
-inputs="$(cat "$here/setup.sh" "$here/requirements.txt" "$here/pom.xml" "$here/public_tables.py" | sha256sum | cut -d' ' -f1) $root"
+inputs="$(cat "$here/setup.sh" "$here/requirements.txt" "$here/pom.xml" | sha256sum | cut -d' ' -f1) $root"
 if [[ -f "$stamp" && "$(cat "$stamp")" == "$inputs" && -x "$venv/bin/python" ]]; then
     say "up to date"
     exit 0
@@ -52,9 +52,6 @@ rm -rf "$jars"
 mkdir -p "$jars"
 mvn --quiet --batch-mode --file "$here/pom.xml" dependency:copy-dependencies -Djars="$jars"
 ls "$jars"/delta-spark_*.jar >/dev/null 2>&1 || fail "mvn brought no delta-spark jar"
-
-say "fetching public Delta tables into .tools/public-tables"
-"$venv/bin/python" "$here/public_tables.py" "$root/.tools/public-tables"
 
 printf '%s' "$inputs" >"$stamp"
 say "done"

@@ -67,6 +67,11 @@ impl Spark {
         self.reader.query(Engine::Spark, &LakeTable::at(folder), &query).await
     }
 
+    /// The rows of a question about a table.
+    pub async fn query(&mut self, folder: &Path, query: &str) -> Texts {
+        self.reader.query(Engine::Spark, &LakeTable::at(folder), query).await
+    }
+
     /// What Spark reads in the newest version, or why it does not.
     pub async fn rows_of_newest(&mut self, folder: &Path) -> Result<Texts, String> {
         let answer = self.reader.try_ask(json!({"engine": "spark", "op": "rows", "path": folder})).await?;
