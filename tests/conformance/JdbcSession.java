@@ -165,8 +165,8 @@ public class JdbcSession {
     static void cancelling(Connection connection) throws Exception {
         try (Statement statement = connection.createStatement()) {
             Thread canceller = new Thread(() -> {
-                try {
-                    Thread.sleep(300);
+                try (Connection another = connect()) {
+                    while (one(another, "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'").equals("0")) Thread.sleep(20);
                     statement.cancel();
                 } catch (InterruptedException | SQLException error) {
                     show("not cancelled", error);
@@ -176,12 +176,6 @@ public class JdbcSession {
             statement.execute("SELECT pg_sleep(60)");
         } catch (SQLException error) {
             show("cancelled", error.getSQLState());
-        }
-        try (Statement statement = connection.createStatement()) {
-            statement.setQueryTimeout(1);
-            statement.execute("SELECT pg_sleep(60)");
-        } catch (SQLException error) {
-            show("timed out", error.getSQLState());
         }
         show("goes on", one(connection, "SELECT 'yes'"));
     }

@@ -8,6 +8,7 @@ import decimal
 import logging
 import sys
 import threading
+import time
 import uuid
 
 import psycopg
@@ -126,7 +127,15 @@ def two_phases(connection: psycopg.Connection) -> None:
 
 
 def cancelling(connection: psycopg.Connection) -> None:
-    canceller = threading.Timer(0.3, connection.cancel_safe)
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND query ~ 'pg_sleep'"
+
+    def cancel() -> None:
+        with psycopg.connect(autocommit=True) as another:
+            while another.execute(sleeping, [connection.info.backend_pid]).fetchone() == (0,):
+                time.sleep(0.02)
+        connection.cancel_safe()
+
+    canceller = threading.Thread(target=cancel)
     canceller.start()
     try:
         connection.execute("SELECT pg_sleep(60)")

@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ["programs", "transactions", "storage", "copying", "databases", "extensions", "slots"]
 # A program takes seconds; a server that hangs in one is the finding.
-PROGRAM_LIMIT = 60
+PROGRAM_LIMIT = 180
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,18 @@ def received_by_tools(server: Server) -> str:
         *tool, "--start", "--file=-", f"--endpos={end}", "--no-loop",
         "-o", "include-xids=0", "-o", "skip-empty-xacts=1",
     ))
-    told.append(server.sql("SELECT confirmed_flush_lsn >= '" + end + "', active FROM pg_replication_slots WHERE slot_name = 'tool'"))
+    let_go(server, "tool")
+    told.append(server.sql(f"SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = 'tool'"))
     told.append(server.program(*tool, "--drop-slot"))
     return "\n".join(told)
+
+
+def let_go(server: Server, slot: str) -> None:
+    """Waits until the server has noticed that a slot's reader went."""
+    deadline = time.monotonic() + PROGRAM_LIMIT
+    busy = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"
+    while server.sql(busy) != "0" and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def subscribed(server: Server) -> str:
@@ -151,10 +160,7 @@ def subscribed(server: Server) -> str:
         time.sleep(0.1)
     told += [wanted, found]
     told.append(subscriber.sql("ALTER SUBSCRIPTION following DISABLE; ALTER SUBSCRIPTION following SET (slot_name = NONE); DROP SUBSCRIPTION following", database))
-    deadline = time.monotonic() + PROGRAM_LIMIT
-    busy = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'followers' AND active"
-    while server.sql(busy) != "0" and time.monotonic() < deadline:
-        time.sleep(0.1)
+    let_go(server, "followers")
     told.append(server.sql("SELECT pg_drop_replication_slot('followers')"))
     return "\n".join(told) + "\n"
 

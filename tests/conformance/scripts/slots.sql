@@ -15,7 +15,7 @@ BEGIN;
 INSERT INTO s VALUES (9, 'in two phases');
 PREPARE TRANSACTION 'decoded';
 COMMIT PREPARED 'decoded';
-SELECT data FROM pg_logical_slot_peek_changes('polled', NULL, 2, 'include-xids', '0');
+SELECT data FROM pg_logical_slot_peek_changes('polled', NULL, 2, 'include-xids', '0', 'skip-empty-xacts', '1');
 SELECT data FROM pg_logical_slot_get_changes('polled', NULL, NULL, 'include-xids', '0', 'skip-empty-xacts', '1');
 SELECT data FROM pg_logical_slot_get_changes('polled', NULL, NULL, 'include-xids', '0', 'skip-empty-xacts', '1');
 CREATE PUBLICATION changes FOR TABLE s WITH (publish = 'insert, update');

@@ -1,7 +1,7 @@
 -- What lies in files: TOAST, every index type, VACUUM FULL, CLUSTER, rewrites, truncation, sizes, large objects.
 CREATE SCHEMA storage;
 SET search_path = storage, public;
-CREATE TABLE wide (id int PRIMARY KEY, plain text STORAGE EXTERNAL, packed text COMPRESSION pglz, packed4 text, raw bytea);
+CREATE TABLE wide (id int PRIMARY KEY, plain text STORAGE EXTERNAL, packed text COMPRESSION pglz, packed4 text, raw bytea) WITH (autovacuum_enabled = off);
 INSERT INTO wide SELECT n, repeat(md5(n::text), 400), repeat('abc' || n, 9000), repeat(md5(n::text) || 'zz', 900),
     decode(repeat(md5((n * 7)::text), 3000), 'hex') FROM generate_series(1, 40) n;
 SELECT sum(length(plain)), sum(length(packed)), sum(length(packed4)), sum(length(raw)) FROM wide;
@@ -54,7 +54,7 @@ ALTER TABLE points ADD COLUMN added int DEFAULT 5, ALTER COLUMN id TYPE bigint;
 SELECT count(*), sum(id), sum(added), md5(string_agg(name, '' ORDER BY id)) FROM points;
 SELECT relname, pg_relation_size(oid), relpages, reltuples FROM pg_class WHERE relnamespace = 'storage'::regnamespace AND relname IN ('points', 'wide') ORDER BY 1;
 
-CREATE TABLE shrinking AS SELECT n, repeat('x', 500) AS v FROM generate_series(1, 4000) n;
+CREATE TABLE shrinking WITH (autovacuum_enabled = off) AS SELECT n, repeat('x', 500) AS v FROM generate_series(1, 4000) n;
 SELECT pg_relation_size('shrinking');
 DELETE FROM shrinking WHERE n > 100;
 VACUUM (TRUNCATE, FREEZE) shrinking;
