@@ -161,6 +161,8 @@ impl Branches {
         let before = before_name(name, child.head.created_at)?;
         // Whoever dies in between leaves the name with one of the two; `settle_names` does the rest later.
         self.pages.succeed_branch(&child, &beginning.base.head, head.branch).await?;
+        // Somebody who connected in between has woken it again; from now on the name leads elsewhere.
+        self.computes.suspend(project, head.branch).await?;
         self.pages.rename_branch(project, head.branch, &before).await?;
         Ok(Restored { branch: child.head.branch, before })
     }

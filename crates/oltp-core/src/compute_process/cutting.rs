@@ -103,9 +103,13 @@ impl Publisher {
                     return Ok(self.latest.head.number);
                 }
                 Err(CoreError::AlreadyPublished { number, .. }) => {
-                    // The last word of the predecessor that our election fenced. What it says is true, but
-                    // our pages do not build on it: ours goes behind it.
+                    // The last word of the predecessor that our election fenced, or another name for the branch. What
+                    // it says is true, but our pages do not build on it: ours goes behind it.
                     manifest = Arc::unwrap_or_clone(candidate);
+                    let there = self.pages.latest_head(&manifest.head.project, manifest.head.branch).await?;
+                    if let Some(there) = there {
+                        manifest.head.name = there.name.clone();
+                    }
                     manifest.head.number = number.next();
                     manifest.head.uid = ManifestUid::random();
                 }
@@ -189,6 +193,8 @@ pub(crate) struct Cutter {
     pub(crate) majority: watch::Receiver<Lsn>,
     /// The end of the last whole record below that.
     pub(crate) recoverable: watch::Receiver<Lsn>,
+    /// In the archive, when that has to be enough for a start: with `durability: store` all keepers may be lost.
+    pub(crate) archived: Option<watch::Receiver<Lsn>>,
     pub(crate) board: watch::Sender<Status>,
     pub(crate) every: Duration,
 }
@@ -288,12 +294,14 @@ impl Cutter {
         // The flush position may lie inside a record, which a crash would cut off again. No page of the cut has
         // anything of that record: its own end was not flushed.
         let whole = *self.recoverable.borrow();
-        let moment = Moment {
-            kind: CaptureKind::Running,
-            timeline: self.timeline,
-            wal_floor: floor,
-            min_recovery: flushed.min(whole),
-        };
+        let min_recovery = flushed.min(whole);
+        if let Some(archived) = &mut self.archived
+            && archived.wait_for(|archived| *archived >= min_recovery).await.is_err()
+        {
+            return Err(CoreError::ComputeEnding);
+        }
+        let moment =
+            Moment { kind: CaptureKind::Running, timeline: self.timeline, wal_floor: floor, min_recovery };
         let published = self.publisher.publish(captured, moment).await?;
         self.horizon.published(&self.client, project.as_str()).await?;
         Ok(published)

@@ -209,11 +209,14 @@ async fn take_leave(mut requests: mpsc::Receiver<Request>, streaming: Arc<Stream
     }
 }
 
-/// Waits until a majority of the keepers has everything below `lsn`.
+/// Waits until everything below `lsn` may be shown to others.
 async fn confirmed(streaming: &Streaming, lsn: Lsn) -> Result<Lsn> {
-    let mut majority = streaming.majority();
-    let reached = majority.wait_for(|majority| *majority >= lsn).await;
-    reached.map(|majority| *majority).map_err(|_| CoreError::ComputeEnding)
+    reached(streaming.confirmed(), lsn).await
+}
+
+async fn reached(mut position: watch::Receiver<Lsn>, lsn: Lsn) -> Result<Lsn> {
+    let reached = position.wait_for(|position| *position >= lsn).await;
+    reached.map(|position| *position).map_err(|_| CoreError::ComputeEnding)
 }
 
 /// Everything that was flushed when this was asked is in the store when it is answered.
@@ -221,7 +224,7 @@ async fn settle(orders: &mpsc::Sender<Order>, streaming: &Streaming) -> Result<L
     let (way_back, answer) = oneshot::channel();
     orders.send(Order::FlushPosition(way_back)).await.map_err(|_| CoreError::ComputeEnding)?;
     let flushed = answer.await.map_err(|_| CoreError::ComputeEnding)??;
-    confirmed(streaming, flushed).await?;
+    reached(streaming.majority(), flushed).await?;
     streaming.archive_all().await;
     Ok(*streaming.archived().borrow())
 }

@@ -23,7 +23,7 @@ use super::{ComputeDirectory, ComputeSpec};
 use crate::ids::Term;
 use crate::page_fs::{MountOptions, Mounted};
 use crate::page_store::{BranchState, Manifest, ManifestKind};
-use crate::wal_keeper::{Elected, Election, LogName, StreamConfig, WalArchive, elect};
+use crate::wal_keeper::{Durability, Elected, Election, LogName, StreamConfig, WalArchive, elect};
 use crate::{CoreError, Result, provision, settings};
 
 /// A socket on this machine is open at once, or the server is gone.
@@ -155,6 +155,7 @@ async fn start_ordinary(
     let cutter = Cutter {
         majority: streaming.majority(),
         recoverable: streaming.recoverable(),
+        archived: (spec.durability == Durability::Store).then(|| streaming.archived()),
         mounted: Arc::new(mounted),
         publisher,
         data: directory.data(),

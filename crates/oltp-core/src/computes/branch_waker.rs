@@ -1,5 +1,7 @@
 //! The gateway's way to the computes.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use secrecy::ExposeSecret;
 use tokio_postgres::Config;
@@ -8,7 +10,7 @@ use super::Computes;
 use crate::compute_process::PORT;
 use crate::gateway::{BranchAddress, Endpoint, WakeError, Waker};
 use crate::ids::{BranchName, ProjectName};
-use crate::page_store::PageStore;
+use crate::page_store::{ManifestHead, PageStore};
 use crate::secrets::{Secret, kept_secret};
 use crate::{CoreError, SUPERUSER};
 
@@ -30,30 +32,37 @@ impl BranchWaker {
     }
 }
 
+impl BranchWaker {
+    async fn found(&self, project: &ProjectName, name: &BranchName) -> Result<Arc<ManifestHead>, WakeError> {
+        match self.pages.find_branch(project, name).await.map_err(failed)? {
+            Some(head) => Ok(head),
+            None => Err(match self.pages.project(project).await.map_err(failed)? {
+                Some(_) => WakeError::NoSuchBranch,
+                None => WakeError::NoSuchProject,
+            }),
+        }
+    }
+}
+
 #[async_trait]
 impl Waker for BranchWaker {
     async fn wake(&self, branch: &BranchAddress) -> Result<Endpoint, WakeError> {
         let project = ProjectName::new(&branch.project).map_err(|_| WakeError::NoSuchProject)?;
         let name = BranchName::new(&branch.branch).map_err(|_| WakeError::NoSuchBranch)?;
-        let mut found = self.pages.find_branch(&project, &name).await.map_err(failed)?;
+        let mut head = self.found(&project, &name).await?;
         let (status, password) = loop {
-            let Some(head) = found else {
-                return Err(match self.pages.project(&project).await.map_err(failed)? {
-                    Some(_) => WakeError::NoSuchBranch,
-                    None => WakeError::NoSuchProject,
-                });
-            };
             // Every session comes through here: one way to the store less to wait for, where that is far.
             let (status, password) = tokio::try_join!(
                 self.computes.ensure_running(&project, head.branch),
                 kept_secret(self.pages.storage(), &project, Secret::Superuser)
             )
             .map_err(failed)?;
-            let named_now = self.pages.find_branch(&project, &name).await.map_err(failed)?;
-            if named_now.as_ref().is_some_and(|now| now.branch == head.branch) {
+            let now = self.found(&project, &name).await?;
+            if now.branch == head.branch {
                 break (status, password);
             }
-            found = named_now;
+            // A restore or a reset gave the name to another branch meanwhile.
+            head = now;
         };
         let socket_directory = status.socket_directory.ok_or_else(|| failed(CoreError::ComputeEnding))?;
         let mut superuser = Config::new();

@@ -120,6 +120,7 @@ impl StreamStatus {
 /// A running stream. Dropping it ends the session with Postgres and the links to the keepers: commits then wait.
 pub struct Streaming {
     term: Term,
+    durability: Durability,
     proposal: Arc<Proposal>,
     recoverable: watch::Receiver<Lsn>,
     waiting_since: watch::Receiver<Option<Timestamp>>,
@@ -163,6 +164,7 @@ impl Elected {
         let (waiting, ended) = (watch::Sender::new(None), watch::Sender::new(None));
         let streaming = Streaming {
             term: self.term,
+            durability,
             proposal: Arc::clone(&proposal),
             recoverable: recoverable.subscribe(),
             waiting_since: waiting.subscribe(),
@@ -233,6 +235,16 @@ impl Streaming {
     /// only at or below.
     pub fn majority(&self) -> watch::Receiver<Lsn> {
         self.proposal.progress.majority()
+    }
+
+    /// Follows the position below which nothing can be lost that a commit was confirmed for: the majority's, or with
+    /// `durability: store` the archive's, for the keepers' disks may be lost with the machine. Only what lies below may be
+    /// shown to others.
+    pub fn confirmed(&self) -> watch::Receiver<Lsn> {
+        match self.durability {
+            Durability::Keeper => self.majority(),
+            Durability::Store => self.archived(),
+        }
     }
 
     /// Follows the end of the last whole record that a majority has. A start always recovers at least up to there, while

@@ -265,6 +265,10 @@ async fn with_durability_store_a_failing_store_makes_commits_wait() {
     let streaming = &compute.streaming;
     until("the status says so", async || streaming.status().archive_trouble.is_some()).await;
     assert!(timeout(MOMENT, &mut waiting).await.is_err(), "a commit returned that is not in the store");
+    // The lake and the manifests wait for the same: the keeper's disk may be lost with the machine.
+    until("the keeper has it", async || *streaming.majority().borrow() > *streaming.archived().borrow())
+        .await;
+    assert_eq!(*streaming.confirmed().borrow(), *streaming.archived().borrow());
     store.failing.store(false, Ordering::Relaxed);
     timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
 }
