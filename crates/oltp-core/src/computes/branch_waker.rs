@@ -30,9 +30,7 @@ impl BranchWaker {
     pub fn new(pages: PageStore, computes: Computes) -> BranchWaker {
         BranchWaker { pages, computes }
     }
-}
 
-impl BranchWaker {
     async fn found(&self, project: &ProjectName, name: &BranchName) -> Result<Arc<ManifestHead>, WakeError> {
         match self.pages.find_branch(project, name).await.map_err(failed)? {
             Some(head) => Ok(head),
