@@ -171,7 +171,8 @@ async fn while_the_lake_is_away_memory_is_bounded_the_lag_is_told_and_nothing_is
     store.restart().await;
     traffic.wait_for(50).await;
     traffic.stop().await;
-    daemon.wait_status(LATER, |status| is_within(status, 5.0)).await;
+    // What waited for so long is worked off while more of it comes, on a machine that does other things too.
+    daemon.wait_status(LATER + 2 * away, |status| is_within(status, 5.0)).await;
     daemon.stop().await;
     site.run_until_caught_up().await;
     let (mut reader, folder) = (Reader::start(), store.folder().join("main"));
