@@ -67,7 +67,8 @@ async fn a_database_of_five_times_the_cache_limit_works_and_the_limit_holds() {
     assert_eq!(checksum(&client).await, before);
     check_structure(&site).await;
     let cache = disk_bytes(&compute_directory(&site).await.join("cache"));
-    assert!(cache < 2 * CACHE_BYTES, "the cache has {cache} bytes");
+    // Dirty pages may take as much again, and what never goes to the store, such as temporary files, comes on top.
+    assert!(cache < 2 * CACHE_BYTES + CACHE_BYTES / 4, "the cache has {cache} bytes");
 
     drop(client);
     site.succeeds(&["compute", "suspend", "shop"]).await;
