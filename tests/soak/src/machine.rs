@@ -170,21 +170,28 @@ impl Machine {
         }
     }
 
-    /// A session of the core's own role.
+    /// A session of the core's own role. The sessions of a Postgres that was killed may have got their last answers from
+    /// backends that had not noticed yet; with nobody at work then, nobody but us wakes the database again.
     pub async fn superuser(&self) -> Client {
-        let listed: Value =
-            serde_json::from_str(&self.site().succeeds(&["compute", "list", "--json"]).await).unwrap();
-        let directory =
-            listed[0]["socket_directory"].as_str().unwrap_or_else(|| panic!("no compute: {listed}"));
-        let mut config = tokio_postgres::Config::new();
-        config
-            .host_path(directory)
-            .dbname(DATABASE)
-            .user(SUPERUSER)
-            .password(self.superuser_password().await);
-        let (client, connection) = config.connect(NoTls).await.unwrap();
-        tokio::spawn(connection);
-        client
+        let password = self.superuser_password().await;
+        let deadline = Instant::now() + GONE_LIMIT;
+        loop {
+            let listed = self.site().succeeds(&["compute", "list", "--json"]).await;
+            let listed: Value = serde_json::from_str(&listed).unwrap();
+            if let Some(directory) = listed[0]["socket_directory"].as_str() {
+                let mut config = tokio_postgres::Config::new();
+                config.host_path(directory).dbname(DATABASE).user(SUPERUSER).password(&password);
+                if let Ok((client, connection)) = config.connect(NoTls).await {
+                    tokio::spawn(connection);
+                    return client;
+                }
+            }
+            assert!(Instant::now() < deadline, "no compute takes sessions: {listed}");
+            if let Err(refused) = tokio_postgres::connect(&self.url, NoTls).await {
+                println!("  not awake yet: {refused}");
+            }
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     async fn superuser_password(&self) -> String {
