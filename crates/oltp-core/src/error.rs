@@ -68,13 +68,13 @@ pub enum CoreError {
         /// Why not.
         reason: &'static str,
     },
-    /// Another daemon holds the project.
+    /// Another process of ours works there: a daemon on a project, a compute on a branch, a keeper on its logs.
     #[error(
-        "the project in `{directory}` is already in use by process {holder}. Stop that one first, or give this one a \
-         `core.storage` of its own"
+        "`{directory}` is already in use by process {holder}. Stop that one first, or give this one a directory of its \
+         own"
     )]
     AlreadyOpen {
-        /// The project's directory.
+        /// The directory.
         directory: PathBuf,
         /// The process id that the holder wrote down, `?` when it did not get so far.
         holder: String,
@@ -567,14 +567,6 @@ pub enum CoreError {
     KeeperTls {
         /// Which file, and what is wrong with it.
         source: Box<postgres_connector::Error>,
-    },
-    /// Two keepers on one directory would both promise.
-    #[error(
-        "another WAL keeper already uses `{directory}`: stop that one, or give this one a directory of its own"
-    )]
-    KeeperDirectoryInUse {
-        /// The directory.
-        directory: PathBuf,
     },
     /// What a keeper must not forget cannot be read.
     #[error(

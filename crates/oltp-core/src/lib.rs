@@ -21,6 +21,7 @@ pub mod branches;
 mod compute;
 pub mod compute_process;
 pub mod computes;
+mod directory_lock;
 mod error;
 pub mod gateway;
 pub mod ids;

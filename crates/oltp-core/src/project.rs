@@ -12,19 +12,17 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rand::Rng;
 use rand::distr::Alphanumeric;
-use rustix::fs::FlockOperation;
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 
+use crate::directory_lock::DirectoryLock;
 use crate::installation::Installation;
 use crate::service_user::ServiceUser;
 use crate::{CoreError, Result, initdb, private_file, settings};
@@ -90,7 +88,7 @@ pub(crate) struct Inner {
     /// Two starts at once would be two postmasters racing for one pid file.
     pub(crate) starting: tokio::sync::Mutex<()>,
     /// Released by the operating system when the last handle is dropped, however that comes.
-    _lock: File,
+    _lock: DirectoryLock,
 }
 
 impl Project {
@@ -107,7 +105,7 @@ impl Project {
 
         private_file::create_directory(&directory, 0o711)?;
         let directory = directory.canonicalize().map_err(CoreError::io("find", &directory))?;
-        let lock = claim(&directory)?;
+        let lock = DirectoryLock::take(&directory, "lock")?;
         let superuser_password = kept_password(&directory.join("superuser.password"))?;
         let owner_password = match password {
             Some(password) => password,
@@ -238,37 +236,6 @@ impl Inner {
     }
 }
 
-/// Takes the project's lock and writes our process id into it.
-fn claim(directory: &Path) -> Result<File> {
-    let path = directory.join("lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(CoreError::io("open", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
-            let mut holder = String::new();
-            // What the holder wrote only makes the message better; the refusal stands without it.
-            if Read::by_ref(&mut file).take(20).read_to_string(&mut holder).is_err()
-                || holder.trim().is_empty()
-            {
-                holder = "?".to_owned();
-            }
-            let holder = holder.trim().to_owned();
-            return Err(CoreError::AlreadyOpen { directory: directory.to_owned(), holder });
-        }
-        Err(error) => return Err(CoreError::io("lock", &path)(error.into())),
-    }
-    file.set_len(0).map_err(CoreError::io("write", &path))?;
-    writeln!(file, "{}", std::process::id()).map_err(CoreError::io("write", &path))?;
-    Ok(file)
-}
-
 /// The password in `path`, generated the first time.
 fn kept_password(path: &Path) -> Result<String> {
     if let Some(password) = private_file::read(path)?.filter(|password| !password.is_empty()) {
@@ -308,18 +275,6 @@ fn check_major(data: &Path, installation: &Installation) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_second_daemon_is_turned_away_with_the_firsts_process_id() {
-        let folder = tempfile::tempdir().unwrap();
-        let held = claim(folder.path()).unwrap();
-        let error = claim(folder.path()).unwrap_err();
-        assert!(
-            matches!(&error, CoreError::AlreadyOpen { holder, .. } if *holder == std::process::id().to_string())
-        );
-        drop(held);
-        claim(folder.path()).unwrap();
-    }
 
     #[test]
     fn a_generated_password_stays_the_same() {

@@ -14,16 +14,15 @@
 //!
 //! Nothing here is needed to start the branch elsewhere: deleting it costs fetching pages again.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
 use sha2::{Digest, Sha256};
 
+use crate::directory_lock::DirectoryLock;
 use crate::page_fs::detach_stale_mounts;
 use crate::service_user::ServiceUser;
 use crate::{CoreError, Result, private_file};
@@ -33,6 +32,9 @@ const SOCKET_PATH_LIMIT: usize = 103;
 
 /// How Postgres names its socket: each compute has a directory of its own, so the port never varies.
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
+
+/// Held by the compute process that runs the branch.
+const LOCK: &str = "lock";
 
 /// A process killed with SIGKILL is gone within moments, unless it is stuck in the kernel.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(20);
@@ -46,7 +48,7 @@ const LEAVING_LIMIT: Duration = Duration::from_secs(3);
 pub(crate) struct ComputeDirectory {
     root: PathBuf,
     user: ServiceUser,
-    _lock: File,
+    _lock: DirectoryLock,
 }
 
 impl ComputeDirectory {
@@ -59,7 +61,7 @@ impl ComputeDirectory {
         let root = root.canonicalize().map_err(CoreError::io("find", root))?;
         let waiting = Instant::now();
         let lock = loop {
-            match lock(&root) {
+            match DirectoryLock::take(&root, LOCK) {
                 Err(CoreError::AlreadyOpen { .. }) if waiting.elapsed() < LEAVING_LIMIT => {
                     tokio::time::sleep(ORPHAN_RETRY).await;
                 }
@@ -189,14 +191,7 @@ pub(crate) fn is_orphaned(root: &Path) -> Result<bool> {
     if !lives {
         return Ok(false);
     }
-    let path = root.join("lock");
-    let lock = File::open(&path).map_err(CoreError::io("open", &path))?;
-    // Held for a moment: a compute that is being started asks again.
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(CoreError::io("look at", path)(error.into())),
-    }
+    Ok(!DirectoryLock::is_held(root, LOCK)?)
 }
 
 /// Which process was remembered as the postmaster, and since when it has run.
@@ -227,37 +222,6 @@ fn start_time(pid: u32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
-}
-
-/// Takes the directory's lock and writes our process id into it.
-fn lock(root: &Path) -> Result<File> {
-    let path = root.join("lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(CoreError::io("open", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
-            let mut holder = String::new();
-            // What the holder wrote only makes the message better; the refusal stands without it.
-            if Read::by_ref(&mut file).take(20).read_to_string(&mut holder).is_err()
-                || holder.trim().is_empty()
-            {
-                holder = "?".to_owned();
-            }
-            let holder = holder.trim().to_owned();
-            return Err(CoreError::AlreadyOpen { directory: root.to_owned(), holder });
-        }
-        Err(error) => return Err(CoreError::io("lock", &path)(error.into())),
-    }
-    file.set_len(0).map_err(CoreError::io("write", &path))?;
-    writeln!(file, "{}", std::process::id()).map_err(CoreError::io("write", &path))?;
-    Ok(file)
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@
 //! writing is told at once when a higher term has been promised.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
@@ -35,6 +34,7 @@ use super::frame::{Answer, Frame, From, MAX_WAL, PROTOCOL, Request};
 use super::keeper_log::{KeeperLog, Refusal};
 use super::log_name::LogName;
 use super::segment_files::SegmentFiles;
+use crate::directory_lock::DirectoryLock;
 use crate::ids::Term;
 use crate::{CoreError, Result, private_file};
 
@@ -78,7 +78,7 @@ struct Shared {
     token: Option<SecretString>,
     logs: tokio::sync::Mutex<HashMap<LogName, Weak<OpenLog>>>,
     /// Held as long as the process lives: two keepers on one directory would both promise.
-    _claim: File,
+    _claim: DirectoryLock,
 }
 
 struct OpenLog {
@@ -107,7 +107,7 @@ impl KeeperServer {
             return Err(CoreError::KeeperUnprotected { address: listen.to_string() });
         }
         private_file::create_directory(&directory, 0o700)?;
-        let claim = claim(&directory)?;
+        let claim = DirectoryLock::take(&directory, "claim")?;
         let keeper = identity(&directory)?;
         let tls = tls.map(|(certificate, key)| acceptor(&certificate, &key)).transpose()?;
         let listener = Listener::bind(&listen).await?;
@@ -455,18 +455,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         CoreError::io("work on the disk for", "the WAL keeper")(std::io::Error::other(error))
     })
-}
-
-fn claim(directory: &Path) -> Result<File> {
-    let path = directory.join("claim");
-    let file = File::create(&path).map_err(CoreError::io("create", &path))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(CoreError::KeeperDirectoryInUse { directory: directory.to_owned() })
-        }
-        Err(error) => Err(CoreError::io("lock", path)(error.into())),
-    }
 }
 
 /// The keeper's identity, drawn at the first start.

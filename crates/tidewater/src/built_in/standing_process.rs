@@ -163,7 +163,11 @@ impl StandingProcess {
             Err(error) => return Err(self.failed("open", path)(error)),
         };
         match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => return Ok(None),
+            Ok(()) => {
+                flock(&file, FlockOperation::Unlock)
+                    .map_err(|errno| self.failed("let go of", path)(errno.into()))?;
+                return Ok(None);
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             Err(errno) => return Err(self.failed("look at", path)(errno.into())),
         }
@@ -234,6 +238,15 @@ impl Claim {
         let line = format!("{} {address}\n", std::process::id());
         let written = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(line.as_bytes()));
         written.map_err(|source| BuiltInError::File { action: "write", path: self.path.clone(), source })
+    }
+}
+
+impl Drop for Claim {
+    /// Closing the file is not enough: a child that is being started at this moment holds a copy of it.
+    fn drop(&mut self) {
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(path = %self.path.display(), %error, "the lock of a process stays until it ends");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -16,7 +16,17 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Held for as long as the daemon runs. The kernel releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct StateLock {
-    _file: File,
+    path: PathBuf,
+    file: File,
+}
+
+impl Drop for StateLock {
+    /// Closing the file is not enough: a child that is being started at this moment holds a copy of it.
+    fn drop(&mut self) {
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(path = %self.path.display(), %error, "the state folder stays locked until this process ends");
+        }
+    }
 }
 
 impl StateLock {
@@ -54,7 +64,7 @@ impl StateLock {
             Err(errno) => return Err(failed(&path)(errno.into())),
         }
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed(&path))?;
-        Ok(StateLock { _file: file })
+        Ok(StateLock { path, file })
     }
 }
 

@@ -143,7 +143,7 @@ async fn who_does_not_know_the_token_or_the_certificate_stays_outside() {
     }
     let server = KeeperServer::bind(options("127.0.0.1:0", true, true)).await.unwrap();
     let error = KeeperServer::bind(options("127.0.0.1:0", true, true)).await.map(|_| ()).unwrap_err();
-    assert!(matches!(error, CoreError::KeeperDirectoryInUse { .. }), "{error}");
+    assert!(matches!(error, CoreError::AlreadyOpen { .. }), "{error}");
     let (keeper, port) = (server.identity(), server.tcp_address().unwrap().port());
     tokio::spawn(server.run(std::future::pending()));
     let address = |host: &str, token: Option<&str>, ca: Option<&str>| KeeperAddress {
