@@ -47,7 +47,8 @@ lint: tools ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-# A suite that hangs is a suite that failed: it is ended after this many seconds, and cargo names it.
+# A suite that hangs is a suite that failed: it is ended after this many seconds, and cargo names it. The others
+# are run all the same, so that one run shows everything that is wrong.
 SUITE_LIMIT := 2400
 
 # Binaries and tests are built by one command, so that the end-to-end tests find the binary of these
@@ -55,7 +56,7 @@ SUITE_LIMIT := 2400
 .PHONY: test
 test: setup lint ## lint, the tests of every crate, and end to end with real Postgres and real readers
 	$(CARGO) build --workspace --bins --tests --locked
-	$(CARGO) test --workspace --locked --config 'target."cfg(unix)".runner = ["timeout", "--foreground", "$(SUITE_LIMIT)"]'
+	$(CARGO) test --workspace --locked --no-fail-fast --config 'target."cfg(unix)".runner = ["timeout", "--foreground", "$(SUITE_LIMIT)"]'
 	@echo "make test: all passed"
 
 .PHONY: public-tables
