@@ -212,7 +212,7 @@ async fn bring_in(
             }
             let handing = async {
                 request.dead_letters.record(&request.planned, letters, position).await?;
-                Ok(table.apply(changes).await?)
+                table.apply(changes).await.map_err(SyncError::from)
             };
             reader.handed_over(handing).await?;
         }
