@@ -23,9 +23,9 @@ const LAST_CHANCE: Duration = Duration::from_millis(1500);
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 const RETRY: Duration = Duration::from_millis(25);
 
-/// Every request of the daemon's S3 client is given up after this: hung requests would hold a seed for minutes. A
-/// server that shares a busy machine may take a second or two over one that does not hang.
-const S3_PATIENCE: &str = "4s";
+/// Every request of the daemon's S3 client is given up after this: hung requests would hold a seed for minutes. On a
+/// busy machine one that does not hang takes seconds too, when it puts a part of ten megabytes.
+const S3_PATIENCE: &str = "5s";
 
 /// What outlives a seed.
 #[derive(Debug)]
