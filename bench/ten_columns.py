@@ -34,6 +34,28 @@ BEGIN
     END LOOP;
 END $$;
 
+-- All in one transaction, with a savepoint before each part; every tenth part is rolled back and written again.
+CREATE OR REPLACE PROCEDURE insert_at_once(tab regclass, first bigint, total bigint, per_savepoint bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    part text := format($q$INSERT INTO %s SELECT {QUOTED_ROW} FROM generate_series($1, $2) i$q$, tab);
+    last bigint;
+    number bigint := 0;
+BEGIN
+    FOR start IN first .. first + total - 1 BY per_savepoint LOOP
+        last := least(start + per_savepoint, first + total) - 1;
+        number := number + 1;
+        BEGIN
+            EXECUTE part USING start, last;
+            IF number % 10 = 0 THEN
+                RAISE SQLSTATE 'TW001';
+            END IF;
+        EXCEPTION WHEN SQLSTATE 'TW001' THEN
+            EXECUTE part USING start, last;
+        END;
+    END LOOP;
+END $$;
+
 -- Batch `batch`: 60 inserts behind the `base` rows, 30 updates and 10 deletes among them. The multipliers are prime, so
 -- that keys lie all over the table; updates and deletes never meet, and no key is deleted twice.
 CREATE OR REPLACE FUNCTION mix(tab regclass, base bigint, batch bigint, tens integer)

@@ -1,9 +1,11 @@
 //! What seeds of the crash oracle found, made small: one test for each bug.
 
-use serde_json::Value;
-use tidewater_e2e::{Engine, LakeTable, Postgres, Reader, Site, Source, assert_equal};
+use serde_json::{Value, json};
+use tidewater_e2e::{
+    Engine, Fault, LakeTable, Postgres, Reader, S3Server, Site, Source, assert_equal, free_port,
+};
 
-use crate::followed::{SOON, wait_some};
+use crate::followed::{Followed, SOON, wait_some};
 
 fn state_of<'a>(status: &'a Value, table: &str) -> Option<&'a str> {
     status["tables"].as_array()?.iter().find(|shown| shown["table"] == table)?["state"].as_str()
@@ -82,6 +84,36 @@ async fn status_shows_no_position_beyond_what_the_lake_holds_of_a_table() {
     let lake = LakeTable::at(&site.table("shop/public/orders"));
     assert_eq!(Reader::start().count(Engine::DuckDb, &lake).await, 2);
     daemon.stop().await;
+}
+
+/// Seed 181: the pause was taken up and not written down yet, so `resume` said that the table was not paused, and it
+/// stayed so.
+#[tokio::test]
+async fn a_table_is_resumed_whose_pause_is_still_being_written_down() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    client.batch_execute("CREATE TABLE orders (id int PRIMARY KEY)").await.unwrap();
+    let store = S3Server::start().await;
+    let mut options = store.lake_options();
+    options["timeout"] = json!("5s");
+    let site = Site::new(
+        &json!({
+            "version": 1,
+            "lake": {"uri": "s3://lake/main", "options": options},
+            "listen": {"http": format!("127.0.0.1:{}", free_port())},
+            "databases": {"shop": {"url": postgres.url("shop"), "tls": "disable"}},
+            "to_lake": [{"database": "shop", "tables": ["public.*"], "flush": "200ms"}],
+        })
+        .to_string(),
+    );
+    let mut daemon = site.start().await;
+    daemon.wait_streaming(SOON).await;
+    // Where the pause is written down first.
+    store.faults().fail_next("PUT", "sync_state", Fault::Hung, 1);
+    site.succeeds(&["pause", "--hold", "orders"]).await;
+    site.succeeds(&["resume", "orders"]).await;
+    client.batch_execute("INSERT INTO orders VALUES (1)").await.unwrap();
+    Followed { postgres, client, site, daemon }.wait_position().await;
 }
 
 fn is_past(status: &Value, table: &str, position: &str) -> bool {

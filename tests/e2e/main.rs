@@ -15,6 +15,7 @@ mod first_load;
 mod followed;
 mod found_by_the_oracle;
 mod gold;
+mod guides;
 mod harness;
 mod history;
 mod history_shapes;

@@ -3,12 +3,16 @@
 //! The S3 server is ours and can be told what to get wrong; the daemon's side of it, client, signatures, retries,
 //! is what runs against any store.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tidewater_e2e::{Engine, Fault, Postgres, Reader, S3Server, Shop, Site, Traffic, free_port};
+use tidewater_e2e::{
+    Engine, Fault, LakeTable, Postgres, Reader, S3Server, Shop, Site, Source, Traffic, assert_equal,
+    free_port,
+};
 
 const SOON: Duration = Duration::from_secs(90);
+const RETRY: Duration = Duration::from_millis(50);
 
 /// A shop, followed by a daemon that gives a request up after a second.
 struct Followed {
@@ -118,6 +122,45 @@ async fn a_daemon_killed_after_a_commit_whose_answer_was_lost_does_not_write_it_
         followed.daemon.wait_streaming(SOON).await;
     }
     followed.assert_nothing_lost_or_doubled(traffic).await;
+}
+
+/// A load locks the table that it reads, as any reader does, and hands its rows to the store meanwhile.
+#[tokio::test]
+async fn an_alter_table_waits_for_no_store_that_takes_no_rows() {
+    let postgres = Postgres::start().await;
+    let client = postgres.create_database("shop").await;
+    // More than what is held on its way to the store, of rows that zstd makes little of.
+    client
+        .batch_execute(
+            "CREATE TABLE notes (id int PRIMARY KEY, v text);
+             INSERT INTO notes SELECT n, (SELECT string_agg(md5(n::text || g), '') FROM generate_series(1, 32) g)
+             FROM generate_series(1, 110000) n",
+        )
+        .await
+        .unwrap();
+    let store = S3Server::start().await;
+    let mut options = store.lake_options();
+    // Each request is made again and again before the load would fail by itself.
+    options["timeout"] = json!("10s");
+    let site = site(&postgres.url("shop"), &json!({"uri": "s3://lake/main", "options": options}));
+    store.faults().fail_next("PUT", ".parquet", Fault::Hung, u32::MAX);
+    let mut daemon = site.spawn();
+    let deadline = Instant::now() + SOON;
+    while store.faults().happened().is_empty() {
+        assert!(Instant::now() < deadline, "no rows are on their way to the store");
+        tokio::time::sleep(RETRY).await;
+    }
+    client.batch_execute("SET lock_timeout = '60s'; ALTER TABLE notes ADD COLUMN n int").await.unwrap();
+
+    store.faults().clear();
+    daemon.wait_streaming(SOON).await;
+    client.batch_execute("UPDATE notes SET n = id WHERE id < 100").await.unwrap();
+    daemon.stop().await;
+    site.run_until_caught_up().await;
+    let dsn = postgres.url("shop");
+    let source = Source { dsn: &dsn, schema: "public", table: "notes" };
+    let lake = LakeTable::at(&store.folder().join("main/shop/public/notes"));
+    assert_equal(&mut Reader::start(), Engine::DuckDb, &source, &lake).await;
 }
 
 #[tokio::test]

@@ -138,8 +138,13 @@ async fn oldest_version(daemon: &mut Daemon, above: i64) -> u64 {
 
 #[tokio::test]
 async fn every_version_inside_the_window_survives_expiry_and_an_expired_one_is_a_clear_error() {
-    // The newest fifty numbers: whatever a version holds, they lie side by side.
-    let (_postgres, client, url) = shop("CREATE TABLE numbers (n serial PRIMARY KEY, v text)").await;
+    // The newest fifty numbers, and older ones below zero that go one by one, so that their file gets another
+    // vector with every version. Whatever a version holds, the numbers of each kind lie side by side.
+    let (_postgres, client, url) = shop(
+        "CREATE TABLE numbers (n serial PRIMARY KEY, v text);
+         INSERT INTO numbers SELECT -n, 'old' FROM generate_series(1, 2000) n",
+    )
+    .await;
     let site = site(&url, ", max_versions: 40", "");
     let mut daemon = site.start().await;
     daemon.wait_streaming(SOON).await;
@@ -152,7 +157,8 @@ async fn every_version_inside_the_window_survives_expiry_and_an_expired_one_is_a
     while newest(&mut daemon).await < 130 {
         assert!(Instant::now() < deadline, "too few versions");
         let sql = "INSERT INTO numbers (v) SELECT 'x' FROM generate_series(1, 5);
-                   DELETE FROM numbers WHERE n <= (SELECT max(n) FROM numbers) - 50";
+                   DELETE FROM numbers WHERE n > 0 AND n <= (SELECT max(n) FROM numbers) - 50;
+                   DELETE FROM numbers WHERE n = (SELECT min(n) FROM numbers)";
         client.batch_execute(sql).await.unwrap();
         tokio::time::sleep(LOOK).await;
     }
@@ -169,12 +175,15 @@ async fn every_version_inside_the_window_survives_expiry_and_an_expired_one_is_a
     let mut last = 0;
     for version in oldest..=latest {
         let rows = reader.rows(Engine::DuckDb, &LakeTable::at(&table).version(version)).await;
-        let mut numbers: Vec<u64> =
-            rows.iter().map(|row| row[0].as_deref().unwrap().parse().unwrap()).collect();
-        numbers.sort_unstable();
-        let (first, newest) = (numbers[0], numbers[numbers.len() - 1]);
-        assert_eq!(numbers, (first..=newest).collect::<Vec<_>>(), "version {version}");
-        assert!(newest >= last && newest - first < 55, "version {version}");
+        let numbers = rows.iter().map(|row| row[0].as_deref().unwrap().parse::<i64>().unwrap());
+        let (mut old, mut new): (Vec<i64>, Vec<i64>) = numbers.partition(|number| *number < 0);
+        for numbers in [&mut old, &mut new] {
+            numbers.sort_unstable();
+            let (first, newest) = (numbers[0], numbers[numbers.len() - 1]);
+            assert_eq!(*numbers, (first..=newest).collect::<Vec<_>>(), "version {version}");
+        }
+        let newest = new[new.len() - 1];
+        assert!(newest >= last && new.len() < 55, "version {version}");
         last = newest;
     }
     for version in [oldest, latest] {

@@ -166,7 +166,9 @@ impl SnapshotSession {
     ) -> Result<SnapshotCopy<'_>> {
         self.lock(table, columns).await?;
         let statement = copy_statement(&table.quoted_name(), columns, range);
-        Ok(SnapshotCopy { rows: CopyOut::begin(&mut self.session, "copying a table", &statement).await? })
+        let present = Arc::clone(&self.present);
+        let rows = CopyOut::begin(&mut self.session, "copying a table", &statement).await?;
+        Ok(SnapshotCopy { rows, present, table: table.oid() })
     }
 
     /// Locks a table and nothing else, and looks whether it is what the snapshot shows.
@@ -199,6 +201,9 @@ impl SnapshotSession {
 /// Dropped before its end, it leaves the session unusable.
 pub struct SnapshotCopy<'a> {
     rows: CopyOut<'a>,
+    /// Sees everything as it is now.
+    present: Arc<Client>,
+    table: u32,
 }
 
 impl SnapshotCopy<'_> {
@@ -209,6 +214,17 @@ impl SnapshotCopy<'_> {
             self.rows.session().command("unlocking a table", UNLOCK).await?;
         }
         Ok(chunk)
+    }
+
+    /// Whether somebody waits for a lock of the table, as an `ALTER TABLE` does until it is unlocked.
+    pub async fn is_in_the_way(&self) -> Result<bool> {
+        leaf_table::is_waited_for(self.table, &self.present).await
+    }
+
+    /// Receives the rest and keeps nothing of it: the quickest way to unlock the table and go on with the session.
+    pub async fn pass_over(&mut self) -> Result<()> {
+        while self.next().await?.is_some() {}
+        Ok(())
     }
 }
 

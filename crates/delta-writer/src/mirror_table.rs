@@ -34,6 +34,13 @@ use crate::writer_options::WriterOptions;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// Commits between two checkpoints of a small table. A reader who opens a table reads every commit behind the
+/// last checkpoint, and a checkpoint costs what the table has files: so large tables get fewer, down to
+/// [`WriterOptions::checkpoint_every`].
+const COMMITS_PER_CHECKPOINT: i64 = 20;
+/// Files on record that a checkpoint holds for next to nothing: some ten milliseconds.
+const CHEAP_RECORDS: usize = 1000;
+
 /// An open mirror table. See the [module](self).
 #[derive(Debug)]
 pub struct MirrorTable {
@@ -183,7 +190,9 @@ impl MirrorTable {
     /// A checkpoint of the present version, if one is due. Write it on a task of its own.
     pub fn due_checkpoint(&mut self) -> Option<Checkpoint> {
         let since = self.state.version - self.last_checkpoint.unwrap_or(0);
-        (since >= self.options.checkpoint_every()).then(|| self.checkpoint())
+        let records = self.state.files.len() + self.state.tombstones.len();
+        let every = COMMITS_PER_CHECKPOINT.saturating_mul(1 + (records / CHEAP_RECORDS) as i64);
+        (since >= every.min(self.options.checkpoint_every())).then(|| self.checkpoint())
     }
 
     /// A checkpoint of the present version.

@@ -19,7 +19,7 @@ pub struct WriterOptions {
     pub pending_bytes: usize,
     /// How often a commit without an answer is put again, with doubling pauses from 80 ms, before the error is shown.
     pub commit_attempts: u32,
-    /// Commits between two checkpoints.
+    /// The most commits between two checkpoints; small tables have more checkpoints.
     pub checkpoint_every: u64,
     /// How far back versions can be read, and how long removed files stay on record for VACUUM.
     pub retention: Duration,

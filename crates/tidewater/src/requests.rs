@@ -57,6 +57,15 @@ pub enum Request {
     Verify(Verification),
 }
 
+impl Request {
+    fn of_table(&self) -> Option<(&str, TableRequest)> {
+        match self {
+            Request::Table { table, request } => Some((table, *request)),
+            Request::Verify(_) => None,
+        }
+    }
+}
+
 /// Too much is asked at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{MOST_WAITING} requests are waiting there already: try again once its sync goes on")]
@@ -71,6 +80,8 @@ pub struct Requests {
 #[derive(Debug, Default)]
 struct Queue {
     requests: VecDeque<Request>,
+    /// The one that was taken up last, until its recipient asks for the next.
+    taken: Option<(String, TableRequest)>,
     arrived: Arc<Notify>,
 }
 
@@ -87,13 +98,24 @@ impl Requests {
         Ok(())
     }
 
-    /// The next request for a recipient. Dropping the future loses none.
+    /// What was asked last of a table, if it waits or is being done: the status shows nothing of it yet.
+    pub fn last_asked(&self, recipient: &Recipient, table: &str) -> Option<TableRequest> {
+        let waiting = self.waiting();
+        let queue = waiting.get(recipient)?;
+        let taken = queue.taken.iter().map(|(of, request)| (of.as_str(), *request));
+        let all = taken.chain(queue.requests.iter().filter_map(Request::of_table));
+        all.filter(|(of, _)| *of == table).last().map(|(_, request)| request)
+    }
+
+    /// The next request for a recipient, who is done with the one before. Dropping the future loses none.
     pub async fn next(&self, recipient: &Recipient) -> Request {
         loop {
             let arrived = {
                 let mut waiting = self.waiting();
                 let queue = waiting.entry(recipient.clone()).or_default();
+                queue.taken = None;
                 if let Some(request) = queue.requests.pop_front() {
+                    queue.taken = request.of_table().map(|(table, request)| (table.to_owned(), request));
                     return request;
                 }
                 queue.arrived.clone()
@@ -141,6 +163,22 @@ mod tests {
         let (request, put) = tokio::join!(waiting, put);
         assert_eq!((table(request), put), ("d".to_owned(), Ok(())));
         assert_eq!(table(requests.next(crm).await), "b");
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_last_is_known_until_it_is_done() {
+        let (requests, shop) = (Requests::default(), &source("shop"));
+        let pause = TableRequest::Pause { hold: true };
+        let asked = |table: &str| requests.last_asked(shop, table);
+        requests.put(shop, resync("a")).unwrap();
+        requests.put(shop, Request::Table { table: "a".to_owned(), request: pause }).unwrap();
+        requests.put(shop, resync("b")).unwrap();
+        assert_eq!((asked("a"), asked("b"), asked("c")), (Some(pause), Some(TableRequest::Resync), None));
+        requests.next(shop).await;
+        requests.next(shop).await;
+        assert_eq!(asked("a"), Some(pause), "it is being done");
+        requests.next(shop).await;
+        assert_eq!((asked("a"), asked("b")), (None, Some(TableRequest::Resync)));
     }
 
     #[test]

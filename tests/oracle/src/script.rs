@@ -24,6 +24,9 @@ use tidewater_e2e::Fault;
 const LARGE_ROWS: u32 = 1_000_000;
 const LARGE_EVERY: u64 = 25;
 
+/// Of the seeds that keep histories, those that keep no mirrors.
+const HISTORY_ALONE_EVERY: u64 = 3;
+
 /// Its table.
 const LARGE_TABLE: &str = "public.large";
 
@@ -64,6 +67,28 @@ pub enum Store {
     Disk,
     /// The S3 server, over a socket.
     S3,
+}
+
+/// What the lake keeps of each table: `mode` of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// What it holds.
+    Mirror,
+    /// Every change.
+    History,
+    /// Each in a table of its own.
+    Both,
+}
+
+impl Mode {
+    /// As the configuration names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Mirror => "mirror",
+            Mode::History => "history",
+            Mode::Both => "both",
+        }
+    }
 }
 
 /// What happens to the processes in a round.
@@ -144,8 +169,8 @@ pub struct Script {
     pub rounds: Vec<Round>,
     /// In the end the daemon is killed rather than stopped.
     pub ends_by_kill: bool,
-    /// `mode: both`: each mirror has a history beside it.
-    pub has_histories: bool,
+    /// What the lake keeps.
+    pub mode: Mode,
 }
 
 impl Script {
@@ -168,7 +193,11 @@ impl Script {
             rounds: Vec::new(),
             ends_by_kill: dice.chance(50),
             // A history of a million rows is too much to be replayed row for row.
-            has_histories: !is_large && dice.chance(40),
+            mode: match !is_large && dice.chance(40) {
+                true if seed.is_multiple_of(HISTORY_ALONE_EVERY) => Mode::History,
+                true => Mode::Both,
+                false => Mode::Mirror,
+            },
         };
         if is_large {
             script.setup.push(format!("CREATE TABLE {LARGE_TABLE} (id integer PRIMARY KEY, v text)"));
@@ -340,8 +369,10 @@ impl fmt::Display for Script {
         )?;
         writeln!(
             f,
-            "-- deletion vectors {}, histories {}, partitioned in the lake {:?}",
-            self.deletion_vectors, self.has_histories, self.lake_partitioned
+            "-- deletion vectors {}, mode {}, partitioned in the lake {:?}",
+            self.deletion_vectors,
+            self.mode.name(),
+            self.lake_partitioned
         )?;
         writeln!(
             f,

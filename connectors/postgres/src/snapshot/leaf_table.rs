@@ -95,4 +95,16 @@ impl LeafTable {
         let now: Option<BTreeMap<String, String>> = serde_json::from_str(&text(3)?).ok();
         Ok(same_rows && now.is_some_and(|now| columns.all(|name| now.get(name) == self.columns.get(name))))
     }
+
+    pub(super) fn oid(&self) -> u32 {
+        self.oid
+    }
+}
+
+/// Whether somebody waits for a lock of this table.
+pub(super) async fn is_waited_for(oid: u32, present: &Client) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = $1 \
+               AND database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))";
+    let failed = |source| present.error("looking for who waits for a table", source);
+    present.query_one(sql, &[&oid]).await.map_err(failed)?.try_get(0).map_err(failed)
 }

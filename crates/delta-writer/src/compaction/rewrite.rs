@@ -22,6 +22,10 @@ use std::time::{Duration, Instant};
 /// Work between two rests: long enough that resting is cheap, short beside a flush.
 const WORK_AT_ONCE: Duration = Duration::from_millis(20);
 
+/// Keys of moved rows held at once: 8 MiB, and half as much again while they are sorted. There is time to merge more of
+/// smaller runs, and the daemon's memory is for its flushes.
+const KEYS_HELD: usize = 1 << 18;
+
 /// A compaction to be run. See the [module](super).
 #[derive(Debug)]
 #[must_use = "a compaction that is not run has to be abandoned at its table"]
@@ -62,7 +66,11 @@ pub(super) struct KeyRun {
 
 impl KeyRun {
     pub fn new(index: &KeyIndex) -> KeyRun {
-        KeyRun { hasher: index.hasher(), numbers: index.file_numbers(), run: index.run_builder() }
+        KeyRun {
+            hasher: index.hasher(),
+            numbers: index.file_numbers(),
+            run: index.run_builder().with_budget(KEYS_HELD),
+        }
     }
 }
 

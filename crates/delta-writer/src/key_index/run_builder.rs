@@ -46,8 +46,9 @@ impl RunBuilder {
         Self { directory, places, budget: BUDGET, collected: Vec::new(), parts: Vec::new() }
     }
 
-    #[cfg(test)]
-    pub(super) fn with_budget(self, budget: usize) -> Self {
+    /// The same, holding no more than so many entries, of 32 bytes each.
+    #[must_use]
+    pub fn with_budget(self, budget: usize) -> Self {
         Self { budget, ..self }
     }
 

@@ -154,6 +154,9 @@ pub enum SyncError {
     /// The server made a slot without a snapshot.
     #[error("the server exported no snapshot with its temporary slot")]
     NoSnapshot,
+    /// The lake did not take a table's rows, and somebody waited for the table's lock.
+    #[error("the lake takes no rows at present, and the table was wanted by others meanwhile")]
+    GaveWay,
     /// The lake cannot be read for a comparison.
     #[error(transparent)]
     LakeRows(#[from] lake_sql::LakeSqlError),
@@ -189,7 +192,11 @@ impl SyncError {
 
     /// A table cannot be read in the snapshot that was taken, and may well be in the next one.
     pub fn asks_for_another_snapshot(&self) -> bool {
-        matches!(self, SyncError::Source(error) if error.asks_for_another_snapshot())
+        match self {
+            SyncError::Source(error) => error.asks_for_another_snapshot(),
+            SyncError::GaveWay => true,
+            _ => false,
+        }
     }
 
     /// Another daemon does this work: to go on beside it would only do harm.

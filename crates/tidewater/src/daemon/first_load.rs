@@ -290,7 +290,7 @@ async fn share(session: &mut SnapshotSession, table: &Underway) -> Result<Option
         let Some(piece) = next else { break };
         let mut rows = PieceReader::open(session, &table.request.planned, &piece).await?;
         while let Some(batch) = rows.next().await? {
-            hand_over(batch, table, &mut worker).await?;
+            rows.handed_over(hand_over(batch, table, &mut worker)).await?;
         }
     }
     let finished = worker.finish().await?;

@@ -210,8 +210,11 @@ async fn bring_in(
             if changes.ops.is_empty() {
                 continue;
             }
-            request.dead_letters.record(&request.planned, letters, position).await?;
-            table.apply(changes).await?;
+            let handing = async {
+                request.dead_letters.record(&request.planned, letters, position).await?;
+                table.apply(changes).await.map_err(SyncError::from)
+            };
+            reader.handed_over(handing).await?;
         }
     }
     Ok(())

@@ -8,23 +8,29 @@ use postgres_connector::{Client, SlotStatus, WalStatus};
 use super::SyncError;
 use super::source_sync::SourceSync;
 use crate::telemetry;
+use std::sync::{Mutex, PoisonError};
 
 /// Below this nobody's disk is in danger.
 const FIRST_WARNING: u64 = 1 << 30;
 
-/// Remembers what was warned of.
+/// Remembers what was warned of, for all looks at a sync's slot: those of a stream that is followed, and those between two
+/// of them.
 #[derive(Debug, Default)]
-pub struct RetainedWal {
-    warned_at: u64,
+pub struct RetainedWal(Mutex<Warned>);
+
+#[derive(Debug, Default)]
+struct Warned {
+    at: u64,
     in_danger: bool,
 }
 
 impl RetainedWal {
     /// Looks at a sync's slot, shows what it retains, and warns of it if need be.
-    pub async fn look(&mut self, sync: &SourceSync, client: &Client, slot: &str) -> Result<(), SyncError> {
+    pub async fn look(&self, sync: &SourceSync, client: &Client, slot: &str) -> Result<(), SyncError> {
         let slots = postgres_connector::list_slots(client, &sync.instance, &sync.database).await?;
         let Some(slot) = slots.iter().find(|found| found.name == slot) else { return Ok(()) };
-        if let Some(warning) = self.warning(slot) {
+        let warning = self.0.lock().unwrap_or_else(PoisonError::into_inner).warning(slot);
+        if let Some(warning) = warning {
             tracing::warn!(database = %sync.database, "{warning}");
         }
         let retained = slot.retained_bytes;
@@ -33,7 +39,9 @@ impl RetainedWal {
         sync.board.update_source(&sync.database, |source| source.retained_wal_bytes = Some(retained));
         Ok(())
     }
+}
 
+impl Warned {
     /// What is to be said of the slot now, if anything: at 1 GiB and at each doubling, and once when it is about to be
     /// lost.
     fn warning(&mut self, slot: &SlotStatus) -> Option<String> {
@@ -42,13 +50,13 @@ impl RetainedWal {
         let newly_in_danger = in_danger && !self.in_danger;
         self.in_danger = in_danger;
         if retained < FIRST_WARNING && !in_danger {
-            self.warned_at = 0;
+            self.at = 0;
             return None;
         }
-        if !newly_in_danger && (retained < FIRST_WARNING || retained < self.warned_at.saturating_mul(2)) {
+        if !newly_in_danger && (retained < FIRST_WARNING || retained < self.at.saturating_mul(2)) {
             return None;
         }
-        self.warned_at = retained.max(FIRST_WARNING);
+        self.at = retained.max(FIRST_WARNING);
         let gigabytes = retained as f64 / (1u64 << 30) as f64;
         let then = match (in_danger, slot.safe_wal_size) {
             (true, _) => {
@@ -87,7 +95,7 @@ mod tests {
 
     #[test]
     fn growing_wal_is_told_at_each_doubling_and_before_the_slot_is_lost() {
-        let mut retained = RetainedWal::default();
+        let mut retained = Warned::default();
         let warned: Vec<bool> = [0, 1, 1, 2, 3, 4, 0, 1]
             .into_iter()
             .map(|gib| retained.warning(&slot(gib, WalStatus::Extended)).is_some())

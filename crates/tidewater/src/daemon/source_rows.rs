@@ -8,7 +8,9 @@ use super::plan::PlannedTable;
 use arrow::array::RecordBatch;
 use postgres_connector::{CtidRange, LeafTable, SnapshotCopy, SnapshotSession, ctid_ranges};
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use wal_decoder::{CopyDecoder, DeadLetter};
 
 /// Heap pages in one COPY: 128 MiB. Small enough that the sessions end together, large enough that the
@@ -18,6 +20,10 @@ const PAGES_PER_RANGE: u32 = 16 << 10;
 /// Rows and bytes decoded before they are handed on.
 const BATCH_ROWS: usize = 32 << 10;
 const BATCH_BYTES: usize = 8 << 20;
+
+/// How long the lake may take over a batch, from when on it is asked who waits for the table meanwhile. As long as we
+/// wait for a lock ourselves.
+const LAKE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What one COPY reads.
 #[derive(Debug, Clone)]
@@ -84,6 +90,25 @@ impl<'a> PieceReader<'a> {
             decoder.finish()?;
         }
         Ok((last.rows.num_rows() > 0).then_some(last))
+    }
+
+    /// Waits until the lake has taken what was read. The table is locked meanwhile, and a lake that is away may take
+    /// minutes to say so: whoever wants to alter the table goes first then, and the table is left to another snapshot.
+    pub async fn handed_over(
+        &mut self,
+        handing: impl Future<Output = Result<(), SyncError>>,
+    ) -> Result<(), SyncError> {
+        let mut handing = pin!(handing);
+        loop {
+            if let Ok(done) = tokio::time::timeout(LAKE_PATIENCE, handing.as_mut()).await {
+                return done;
+            }
+            if self.rows.is_in_the_way().await? {
+                self.decoder = None;
+                self.rows.pass_over().await?;
+                return Err(SyncError::GaveWay);
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::crash_point::death_point;
 use super::dead_letters::DeadLetters;
 use super::error::error_chain;
 use super::plan::{PlannedTable, plan_tables, selection};
+use super::retained_wal::RetainedWal;
 use super::stream_loop::{StreamLoop, Target};
 use super::sync_state::{Folders, SyncState};
 use super::table_upkeep::UpkeepPolicy;
@@ -84,6 +85,8 @@ pub struct SourceSync {
     pub dead_letters: DeadLetters,
     /// Key indexes and spools.
     pub state_dir: PathBuf,
+    /// What was warned of.
+    pub retained_wal: Arc<RetainedWal>,
     /// What everyone sees.
     pub board: StatusBoard,
     /// What people ask of its tables.

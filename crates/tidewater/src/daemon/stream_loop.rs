@@ -25,7 +25,6 @@ use super::consistent_points::PointRecorder;
 use super::error::error_chain;
 use super::first_load::{LoadFailed, Loaded};
 use super::live_table::LiveTable;
-use super::retained_wal::RetainedWal;
 use super::router::{CommitPoint, Router, Step, TransactionReplay};
 use super::source_sync::{OpenedTables, SourceSync};
 use super::sync_state::{Discontinuity, SyncState};
@@ -77,7 +76,6 @@ pub struct StreamLoop {
     /// Paused tables for which the slot stays where it is.
     held: BTreeSet<u32>,
     verifier: Verifier,
-    retained_wal: RetainedWal,
     /// The plan that this loop follows.
     names: BTreeSet<(u32, String)>,
     to_load: Vec<u32>,
@@ -120,7 +118,6 @@ impl StreamLoop {
             tables: opened.tables,
             held: opened.held,
             verifier: Verifier::default(),
-            retained_wal: RetainedWal::default(),
             names: opened.names,
             to_load: opened.to_load,
             first_cut: opened.first_cut,
@@ -400,7 +397,7 @@ impl StreamLoop {
     /// What the slot retains at the source, and whether there are other tables now; and a heartbeat, so
     /// that WAL of other databases does not pile up behind an idle slot.
     async fn look_at_source(&mut self) -> Result<(), SyncError> {
-        self.retained_wal.look(&self.sync, &self.client, &self.slot).await?;
+        self.sync.retained_wal.look(&self.sync, &self.client, &self.slot).await?;
         self.look_at_catalog().await?;
         if self.oldest_commit.is_none() {
             postgres_connector::heartbeat(&self.client).await?;

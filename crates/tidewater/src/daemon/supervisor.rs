@@ -5,6 +5,7 @@
 //! gone is stopped. Everything that belongs to the process (lake, state, listeners, built-in servers) stays
 //! as it was started; a file that changes it is refused as a whole.
 
+use super::retained_wal::RetainedWal;
 use super::serving::{Serving, served_names};
 use super::source_sync::SourceSync;
 use super::table_upkeep::UpkeepPolicy;
@@ -150,6 +151,7 @@ impl Supervisor {
             served: served_names(&self.config, database),
             lake: self.lake.clone(),
             upkeep,
+            retained_wal: Arc::new(RetainedWal::default()),
             state_dir,
             board: self.controls.board.clone(),
             requests: self.controls.requests.clone(),

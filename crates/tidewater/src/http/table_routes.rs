@@ -48,8 +48,14 @@ fn ask(api: &Api, name: &str, request: TableRequest) -> Response {
     };
     let state = api.board.table(direction, &database, &table).map(|status| status.state);
     let to_lake = direction == Direction::ToLake;
+    let recipient = match to_lake {
+        true => Recipient::Source { database: database.clone() },
+        false => Recipient::Served { database: database.clone(), table: table.clone() },
+    };
+    // A pause that was promised and is not done yet is undone by what comes after it.
+    let pauses = matches!(api.requests.last_asked(&recipient, &table), Some(TableRequest::Pause { .. }));
     let refused = match request {
-        TableRequest::Resume if state.is_some_and(|state| state.name() != "paused") => {
+        TableRequest::Resume if !pauses && state.is_some_and(|state| state.name() != "paused") => {
             Some("it is not paused; `tidewater resync` makes it equal to its source")
         }
         TableRequest::Pause { hold: true } if !to_lake => {
@@ -63,10 +69,6 @@ fn ask(api: &Api, name: &str, request: TableRequest) -> Response {
     if let Some(reason) = refused {
         return problem(StatusCode::CONFLICT, &format!("`{name}`: {reason}"));
     }
-    let recipient = match to_lake {
-        true => Recipient::Source { database: database.clone() },
-        false => Recipient::Served { database: database.clone(), table: table.clone() },
-    };
     match api.requests.put(&recipient, Request::Table { table: table.clone(), request }) {
         Ok(()) => {
             let taken = serde_json::json!({ "database": database, "table": table });

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use super::SourceSync;
 use crate::daemon::SyncError;
 use crate::daemon::error::error_chain;
-use crate::daemon::retained_wal::RetainedWal;
 use crate::telemetry;
 
 const SHOW_LAG: Duration = Duration::from_secs(1);
@@ -22,7 +21,6 @@ const LOOK_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Interruption {
     present: Option<Present>,
-    retained_wal: RetainedWal,
 }
 
 struct Present {
@@ -56,7 +54,7 @@ impl Interruption {
             if present.looked.is_none_or(|looked| looked.elapsed() >= LOOK_AT_SLOT) {
                 tokio::select! {
                     done = &mut work => return done,
-                    () = present.look_at_slot(&mut self.retained_wal) => {}
+                    () = present.look_at_slot() => {}
                 }
             }
         }
@@ -74,12 +72,12 @@ impl Present {
         });
     }
 
-    async fn look_at_slot(&mut self, retained_wal: &mut RetainedWal) {
+    async fn look_at_slot(&mut self) {
         let sync = &self.sync;
         let look = async {
             let Some(slot) = sync.board.slot_of(&sync.database) else { return Ok(()) };
             let client = postgres_connector::connect(&sync.source).await?;
-            retained_wal.look(sync, &client, &slot).await
+            sync.retained_wal.look(sync, &client, &slot).await
         };
         let looked = tokio::time::timeout(LOOK_LIMIT, look).await;
         // The source may be what is away, which is told already.
