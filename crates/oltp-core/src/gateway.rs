@@ -65,7 +65,8 @@ use crate::{CoreError, Result};
 /// Out of file descriptors, most likely: others have to end before the next can be taken.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Threads that pass bytes. One is enough for a gigabyte a second; those who wait for the bytes need processors too.
+/// Threads that pass bytes, one for each processor: with fewer, sessions wait for their turn on a busy machine. Eight pass
+/// gigabytes a second.
 const LOOPS_AT_MOST: usize = 8;
 
 /// How a gateway serves.
@@ -176,7 +177,7 @@ impl Gateway {
             shutdown: CancellationToken::new(),
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let loops = (0..(cores / 2).clamp(1, LOOPS_AT_MOST)).map(|_| EventLoop::start("sessions"));
+        let loops = (0..cores.clamp(1, LOOPS_AT_MOST)).map(|_| EventLoop::start("sessions"));
         let loops = loops
             .collect::<std::io::Result<_>>()
             .map_err(CoreError::io("start a thread for", "the gateway's sessions"))?;
