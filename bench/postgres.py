@@ -121,9 +121,10 @@ class Postgres:
         """A second server of the same programs."""
         return Postgres(self._binaries, settings)
 
-    def pgbench(self, *arguments: str) -> str:
-        """What it says, over TCP, of this server."""
-        return self.run_pgbench(["-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", *arguments, DATABASE], None)
+    def pgbench(self, *arguments: str, inside: bool = False) -> str:
+        """What it says of this server, over TCP or its Unix socket."""
+        host = str(self.place) if inside else "127.0.0.1"
+        return self.run_pgbench(["-h", host, "-p", str(self.port), "-U", "postgres", *arguments, DATABASE], None)
 
     def run_pgbench(self, arguments: list[str], environment: dict[str, str] | None) -> str:
         """What it says, of any server."""

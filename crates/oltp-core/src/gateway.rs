@@ -17,6 +17,9 @@
 //! `cancel.rs`), and `replication` (logical only, see `replication_guard.rs`). The core's own role is not let in, because
 //! Postgres takes whoever comes through the socket for one of the house.
 //!
+//! A session stays on one of a few threads, which has an event loop of its own (`event_loop`): what arrives is passed on
+//! by whoever sees it.
+//!
 //! Everything a stranger can make it spend is bounded: packets, buffers, time until the first packet, connections that
 //! have not said what they want, that wait, and altogether.
 
@@ -56,10 +59,15 @@ use self::startup_message::CancelRequest;
 pub use self::target::{BranchAddress, MAIN_BRANCH, Target, TargetError};
 use self::waiting_room::WaitingRoom;
 pub use self::waker::{Endpoint, WakeError, Waker};
+use crate::event_loop::EventLoop;
 use crate::{CoreError, Result};
 
 /// Out of file descriptors, most likely: others have to end before the next can be taken.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Threads that pass bytes, one for each processor: with fewer, sessions wait for their turn on a busy machine. Eight pass
+/// gigabytes a second.
+const LOOPS_AT_MOST: usize = 8;
 
 /// How a gateway serves.
 #[derive(Debug, Clone)]
@@ -121,6 +129,7 @@ impl Default for GatewayLimits {
 pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
+    loops: Vec<EventLoop>,
     shared: Arc<Shared>,
 }
 
@@ -167,7 +176,12 @@ impl Gateway {
             cancels: Semaphore::new(limits.cancels),
             shutdown: CancellationToken::new(),
         };
-        Ok(Gateway { listener, address, shared: Arc::new(shared) })
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let loops = (0..cores.clamp(1, LOOPS_AT_MOST)).map(|_| EventLoop::start("sessions"));
+        let loops = loops
+            .collect::<std::io::Result<_>>()
+            .map_err(CoreError::io("start a thread for", "the gateway's sessions"))?;
+        Ok(Gateway { listener, address, loops, shared: Arc::new(shared) })
     }
 
     /// Where it listens.
@@ -182,22 +196,26 @@ impl Gateway {
 
     /// Serves until `shutdown`. Then no connection is taken any more, those that wait are told, and sessions end.
     pub async fn serve(self, shutdown: CancellationToken) {
-        let Gateway { listener, shared, address } = self;
+        let Gateway { listener, shared, address, loops } = self;
         tracing::info!(%address, "the gateway takes connections");
         let connections = TaskTracker::new();
+        let mut turns = loops.iter().map(EventLoop::handle).cycle();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = shutdown.cancelled() => break,
             };
-            match accepted {
+            match accepted.and_then(|(socket, peer)| Ok((socket.into_std()?, peer))) {
                 Ok((socket, peer)) => {
                     shared.counters.connections_accepted.one();
                     let Ok(permit) = Arc::clone(&shared.opening).try_acquire_owned() else {
                         shared.counters.connections_dropped.one();
                         continue;
                     };
-                    connections.spawn(attend(Arc::clone(&shared), socket, peer, permit));
+                    let attended = attend(Arc::clone(&shared), socket, peer, permit);
+                    if let Some(events) = turns.next() {
+                        connections.spawn_on(attended, events);
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be taken");
@@ -213,12 +231,24 @@ impl Gateway {
 }
 
 /// One connection, from its first byte to its last.
-async fn attend(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, opening: OwnedSemaphorePermit) {
-    if let Err(error) = client_stream::set_options(&socket) {
-        // It is gone already.
-        tracing::debug!(%peer, %error, "a connection ended at once");
-        return shared.counters.connections_refused.one();
-    }
+async fn attend(
+    shared: Arc<Shared>,
+    socket: std::net::TcpStream,
+    peer: SocketAddr,
+    opening: OwnedSemaphorePermit,
+) {
+    let socket = TcpStream::from_std(socket).and_then(|socket| {
+        client_stream::set_options(&socket)?;
+        Ok(socket)
+    });
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => {
+            // It is gone already.
+            tracing::debug!(%peer, %error, "a connection ended at once");
+            return shared.counters.connections_refused.one();
+        }
+    };
     let needs_tls = shared.unencrypted == Unencrypted::Loopback && !is_loopback(peer);
     let opened = tokio::select! {
         opened = timeout(shared.limits.opening_time, opening::open(socket, shared.tls.as_ref(), needs_tls)) => opened,

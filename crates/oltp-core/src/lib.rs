@@ -23,6 +23,7 @@ pub mod compute_process;
 pub mod computes;
 mod directory_lock;
 mod error;
+mod event_loop;
 pub mod gateway;
 pub mod ids;
 mod initdb;

@@ -151,10 +151,12 @@ impl ComputeDirectory {
         self.user.own(path)
     }
 
-    /// Remembers the postmaster for the next process, should this one be killed.
+    /// Remembers the postmaster for the next process, should this one be killed. Not on the disk: after a power cut there
+    /// is no postmaster, and half of this names none.
     pub(crate) fn remember_postmaster(&self, pid: u32) -> Result<()> {
         let started = start_time(pid).unwrap_or_default();
-        private_file::write(&self.root.join("postmaster"), &format!("{pid} {started}\n"))
+        let path = self.root.join("postmaster");
+        std::fs::write(&path, format!("{pid} {started}\n")).map_err(CoreError::io("write", path))
     }
 
     /// A postmaster whose compute process was killed has lost its pages and its keepers: it can confirm

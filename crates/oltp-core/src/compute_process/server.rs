@@ -28,6 +28,7 @@ use tokio_postgres::{Client, NoTls};
 
 use super::directory::ComputeDirectory;
 use super::owner_extensions;
+use super::rewinding::on_mount;
 use crate::installation::Installation;
 pub(crate) use crate::project::SUPERUSER;
 use crate::reachable_directory::ReachableDirectory;
@@ -119,6 +120,7 @@ pub(crate) struct Server {
     project: String,
     pid: u32,
     password: SecretString,
+    data: PathBuf,
     socket_directory: PathBuf,
     log: PathBuf,
     /// Where this server's lines begin in the log file.
@@ -130,7 +132,7 @@ pub(crate) struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Without its compute process a server can confirm nothing; a clean end goes through `stop`.
-        if self.ended.borrow().is_none()
+        if self.is_up()
             && let Err(error) = self.signal(Signal::KILL)
         {
             tracing::warn!(project = %self.project, pid = self.pid, %error, "Postgres could not be ended");
@@ -190,12 +192,17 @@ impl Server {
             project: project.to_owned(),
             pid,
             password: password.clone(),
+            data: directory.data(),
             socket_directory,
             log: directory.log(),
             log_start,
             ended,
             _watcher: watcher,
         })
+    }
+
+    fn is_up(&self) -> bool {
+        self.ended.borrow().is_none()
     }
 
     /// The postmaster's process id.
@@ -267,13 +274,18 @@ impl Server {
         config
     }
 
-    /// Connects until that works: the only proof that the server serves.
+    /// Connects until that works: the only proof that the server serves. Knocking too early makes the postmaster fork a
+    /// process to say so, which holds it up; so at first it is asked only once its file in the data directory says that it is
+    /// ready.
     ///
     /// # Errors
     /// The server ended, refuses, or stays silent; the error shows the end of its log.
     pub(crate) async fn wait_until_ready(&self) -> Result<Client> {
         let started = Instant::now();
         let mut ended = self.ended.clone();
+        while started.elapsed() < SLOW_AFTER && self.is_up() && !on_mount(&self.data, says_ready).await? {
+            tokio::time::sleep(RETRY).await;
+        }
         loop {
             let error = match self.try_connect("postgres").await {
                 Ok(client) => return Ok(client),
@@ -343,7 +355,7 @@ impl Server {
 
     /// Signals our own child, whose number nobody else can have before its end was observed.
     fn signal(&self, signal: Signal) -> Result<()> {
-        if self.ended.borrow().is_some() {
+        if !self.is_up() {
             return Ok(());
         }
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
@@ -376,6 +388,16 @@ fn watch_child(mut child: Child) -> (watch::Receiver<Option<String>>, tokio::tas
         sender.send_replace(Some(end));
     });
     (receiver, watcher)
+}
+
+/// Whether line 8 of the postmaster's file (`miscinit.c`, `pidfile.h`) says that sessions may come.
+fn says_ready(data: &Path) -> Result<bool> {
+    let path = data.join("postmaster.pid");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.lines().nth(7).is_some_and(|status| status.trim_end() == "ready")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(CoreError::io("read", path)(error)),
+    }
 }
 
 pub(crate) fn open_log(path: &Path) -> Result<File> {

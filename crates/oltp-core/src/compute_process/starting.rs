@@ -1,5 +1,6 @@
 //! From nothing to a Postgres that takes sessions.
 
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,19 +30,32 @@ use crate::{CoreError, Result, provision, settings};
 /// A socket on this machine is open at once, or the server is gone.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long each step of a start takes, for the log at level debug: whoever connects waits for all of them.
+/// How long each step of a start takes: whoever connects waits for all of them.
 struct Steps {
+    began: Instant,
     since: Instant,
+    taken: Vec<(&'static str, Duration)>,
 }
 
 impl Steps {
     fn begin() -> Steps {
-        Steps { since: Instant::now() }
+        let now = Instant::now();
+        Steps { began: now, since: now, taken: Vec::new() }
     }
 
     fn done(&mut self, step: &'static str) {
-        tracing::debug!(step, took = ?self.since.elapsed());
+        self.taken.push((step, self.since.elapsed()));
         self.since = Instant::now();
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms", self.began.elapsed().as_millis())?;
+        for (at, (step, took)) in self.taken.iter().enumerate() {
+            write!(f, "{}{step} {}", if at == 0 { ": " } else { ", " }, took.as_millis())?;
+        }
+        Ok(())
     }
 }
 
@@ -56,7 +70,7 @@ pub(super) async fn start(
         let log = LogName { project: spec.project.clone(), branch: spec.branch };
         let archive = WalArchive::new(spec.pages.storage().clone(), log.clone());
         let before = newest(spec).await?;
-        steps.done("the newest manifest");
+        steps.done("manifest");
         let election = Election {
             log,
             keepers: spec.keepers.clone(),
@@ -66,7 +80,7 @@ pub(super) async fn start(
             durability: spec.durability,
         };
         let elected = elect(&election).await?;
-        steps.done("the election");
+        steps.done("election");
         // After the election, in its term: no older compute can add to the branch any more.
         let manifest = spec.pages.take_over(&spec.project, spec.branch, elected.term()).await?;
         steps.done("taking over");
@@ -116,14 +130,14 @@ async fn start_ordinary(
     // The same state under the name that the local cache knows it by, unless somebody published in between.
     let known = if before.head.number.next() == head.number { before } else { Arc::clone(&manifest) };
     let mounted = mount(spec, directory, known, term).await?;
-    steps.done("mounting");
+    steps.done("mount");
     let from = on_mount(&directory.data(), wal_floor).await?;
     empty(&directory.wal())?;
     let placed = elected.place_wal(publisher.wal(), from, &directory.wal(), directory.user()).await?;
     let replays = head.end_lsn.is_none_or(|clean_end| placed > clean_end);
-    steps.done("placing the WAL");
+    steps.done("WAL");
     prepare(spec, directory, replays).await?;
-    steps.done("writing the settings");
+    steps.done("settings");
 
     let server = Server::launch(
         directory,
@@ -141,7 +155,7 @@ async fn start_ordinary(
     let mut horizon = CatalogHorizon::default();
     horizon.hold(&client, spec.project.as_str()).await;
     horizon.published(&client, spec.project.as_str()).await?;
-    steps.done("starting Postgres");
+    steps.done("Postgres");
     let config = StreamConfig { postgres: superuser_source(spec, &server), origin: placed };
     // Side by side: what the owner's part changes waits in Postgres for the stream, which confirms commits.
     let (streaming, (), (), watching) = tokio::try_join!(
@@ -150,7 +164,9 @@ async fn start_ordinary(
         owner_extensions::offer(&client, directory, spec.project.as_str()),
         server.connect("postgres")
     )?;
-    steps.done("streaming to the keepers, and the owner");
+    steps.done("stream and owner");
+    let fetches = mounted.cache_use().fetches;
+    tracing::info!(project = %spec.project, branch = %spec.branch, fetches, "awake after {steps}");
     let idle = Idleness::new(spec.suspend_after, watching, server.superuser("postgres"));
     let cutter = Cutter {
         majority: streaming.majority(),

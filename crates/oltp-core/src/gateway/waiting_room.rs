@@ -9,8 +9,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::counters::{Counters, Held};
@@ -26,6 +27,8 @@ pub(crate) struct WaitingRoom {
     limit: usize,
     limit_per_branch: usize,
     wake_limit: Duration,
+    /// Where a branch is woken, which takes long, apart from where sessions are served.
+    runtime: Handle,
     state: Mutex<State>,
 }
 
@@ -45,14 +48,15 @@ pub(crate) struct Place<'a> {
 }
 
 impl WaitingRoom {
+    /// Asks `waker` on the runtime that this is called on.
     pub(crate) fn new(
         waker: Arc<dyn Waker>,
         counters: Arc<Counters>,
         (limit, limit_per_branch): (usize, usize),
         wake_limit: Duration,
     ) -> Arc<WaitingRoom> {
-        let state = Mutex::default();
-        Arc::new(WaitingRoom { waker, counters, limit, limit_per_branch, wake_limit, state })
+        let (runtime, state) = (Handle::current(), Mutex::default());
+        Arc::new(WaitingRoom { waker, counters, limit, limit_per_branch, wake_limit, runtime, state })
     }
 
     /// Takes a place, if there is one.
@@ -84,8 +88,9 @@ impl WaitingRoom {
         state.asked.insert(branch.clone(), receiver.clone());
         self.counters.wakes.one();
         let question = Question { room: Arc::clone(self), branch: branch.clone() };
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             let room = &question.room;
+            let asked_at = Instant::now();
             let Ok(answer) = tokio::time::timeout(room.wake_limit, room.waker.wake(&question.branch)).await
             else {
                 tracing::warn!(branch = %question.branch, limit = ?room.wake_limit, "a database did not start in time");
@@ -95,6 +100,7 @@ impl WaitingRoom {
                 let error: &(dyn std::error::Error + 'static) = source.as_ref();
                 tracing::warn!(branch = %question.branch, error, "a database cannot be started");
             }
+            tracing::debug!(branch = %question.branch, took = ?asked_at.elapsed(), "a database was asked for");
             // Off the list first: whoever asks from here on has seen this answer and asks anew.
             drop(question);
             sender.send_replace(Some(answer.map_err(Arc::new)));

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::file::{File, Stop};
 use super::file_role::{self, FileRole};
 use super::gate::{Gate, Passage};
-use super::page_cache::{PAGE_BYTES, PageCache};
+use super::page_cache::{Claim, PAGE_BYTES, PageCache};
 use super::tree::{Change, Ino, Kind, Node, Tree};
 use crate::ids::FileId;
 
@@ -308,16 +308,17 @@ impl DataDirectory {
         let wanted = self.cache.shortage(pages);
         if wanted > 0 {
             // Each page is looked at twice before it goes: once to take its mark away, once to take it.
-            self.evict(wanted, LOOKS_AT_LEAST.max(wanted.min(pages) * 4));
+            let looks = LOOKS_AT_LEAST.max(wanted.min(pages) * 4);
+            self.evict(wanted, looks, |claim| self.cache.may_evict(claim));
         }
     }
 
     /// Takes every clean page there is out of the cache, `wanted` at most. Returns how many that were.
     pub(super) fn evict_thoroughly(&self, wanted: usize) -> usize {
-        self.evict(wanted, self.cache.slots() * 2)
+        self.evict(wanted, self.cache.slots() * 2, |_| true)
     }
 
-    fn evict(&self, wanted: usize, mut looks: usize) -> usize {
+    fn evict(&self, wanted: usize, mut looks: usize, may_go: impl Fn(Claim) -> bool) -> usize {
         let mut evicted = 0;
         // Looking for clean pages where all are dirty would cost every writer a round.
         while evicted < wanted && looks > 0 && self.cache.in_use() > self.gate.dirty_pages() {
@@ -327,8 +328,8 @@ impl DataDirectory {
                 break;
             }
             for (slot, owner) in candidates {
-                let file = self.file(owner.ino);
-                if file.is_ok_and(|file| file.evict(&self.cache, owner.block, slot)) {
+                let evict = |file: Arc<File>| file.evict(&self.cache, owner.block, slot);
+                if may_go(owner.claim) && self.file(owner.ino).is_ok_and(evict) {
                     evicted += 1;
                 }
             }

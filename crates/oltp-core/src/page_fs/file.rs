@@ -333,7 +333,7 @@ impl File {
         if !current() || state.dropped || block >= state.stored_blocks || state.pages.get(block).is_some() {
             return Ok(());
         }
-        let slot = cache.allocate(Owner { ino: self.ino, block, claim: Claim::Stored })?;
+        let slot = cache.allocate(Owner { ino: self.ino, block, claim: state.stored_claim() })?;
         if let Err(error) = cache.write(slot, 0, page) {
             cache.release(slot);
             return Err(error.into());
@@ -357,14 +357,14 @@ impl File {
         evictable
     }
 
-    /// Takes over a page that lies in `slot` since a clean stop.
-    pub(super) fn adopt(&self, block: u32, slot: Slot) -> bool {
+    /// Takes over a page that lies in `slot` since a clean stop; what it is to the cache, if it is wanted.
+    pub(super) fn adopt(&self, block: u32, slot: Slot) -> Option<Claim> {
         let mut state = self.state.write();
-        let wanted = block < state.stored_blocks && state.pages.get(block).is_none();
-        if wanted {
-            state.pages.set(block, slot);
+        if block >= state.stored_blocks || state.pages.get(block).is_some() {
+            return None;
         }
-        wanted
+        state.pages.set(block, slot);
+        Some(state.stored_claim())
     }
 
     /// The pages here that the store has as well.

@@ -31,7 +31,12 @@ pub(super) struct FileRole {
     pub(super) paged: bool,
     /// Never captured: gone after the next start.
     pub(super) scratch: bool,
+    /// Read at every start and by every new session: the catalogs, and what is no relation at all.
+    pub(super) standing: bool,
 }
+
+/// Relations below this number came with initdb (`FirstNormalObjectId` of `access/transam.h`).
+const FIRST_OF_USERS: u32 = 16_384;
 
 impl FileRole {
     /// The role of the file at `path`, which is relative to the data directory.
@@ -41,8 +46,14 @@ impl FileRole {
         let paged = relation.is_some()
             || path == PG_CONTROL
             || PAGED_DIRECTORIES.iter().any(|directory| path.starts_with(directory));
-        FileRole { relation, paged, scratch }
+        let standing = relation.is_none() || is_catalog(path);
+        FileRole { relation, paged, scratch, standing }
     }
+}
+
+fn is_catalog(path: &str) -> bool {
+    let number = relation(path).and_then(|(relation, _)| relation.number.parse::<u32>().ok());
+    number.is_some_and(|number| number < FIRST_OF_USERS)
 }
 
 /// Which relation a file belongs to: what all its forks and segments have in common.
@@ -135,6 +146,18 @@ mod tests {
             "pg_subtrans",
         ] {
             assert!(!FileRole::of(kept).scratch, "{kept}");
+        }
+    }
+
+    #[test]
+    fn catalogs_and_small_files_are_what_every_start_reads() {
+        for standing in
+            ["base/5/1259", "base/5/1259_vm", "global/1262", "global/pg_control", "base/5/pg_filenode.map"]
+        {
+            assert!(FileRole::of(standing).standing, "{standing}");
+        }
+        for of_users in ["base/5/16384", "base/5/16384_fsm", "base/5/99999.3"] {
+            assert!(!FileRole::of(of_users).standing, "{of_users}");
         }
     }
 

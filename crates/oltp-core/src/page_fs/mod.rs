@@ -61,7 +61,7 @@ use fetch::Fetcher;
 use file::File;
 use file_role::FileRole;
 use filesystem::{Answering, PageFilesystem};
-use page_cache::{Claim, Owner, PAGE_BYTES, PageCache, Slot};
+use page_cache::{Owner, PAGE_BYTES, PageCache, Slot};
 use tree::{Change, Ino, Kind, Tree};
 
 pub use capture::{CaptureKind, Captured};
@@ -390,11 +390,8 @@ fn open_cache(options: &MountOptions, manifest: &Manifest, files: &[Arc<File>]) 
     let adopt = |(slot, key): (u32, Option<PageKey>)| {
         let key = key?;
         let file = by_id.get(&key.file)?;
-        file.adopt(key.block, Slot(slot)).then_some(Owner {
-            ino: file.ino,
-            block: key.block,
-            claim: Claim::Stored,
-        })
+        let claim = file.adopt(key.block, Slot(slot))?;
+        Some(Owner { ino: file.ino, block: key.block, claim })
     };
     if let Some(slots) = slots {
         cache.restore((0..).zip(slots).map(adopt).collect());

@@ -13,6 +13,10 @@
 //! The invariant: **a slot that a page table or a cut refers to is never handed out**. Whoever takes a
 //! slot out of its last place releases it, and nobody else.
 //!
+//! What every start of Postgres reads (the catalogs above all) is passed over by the clock, up to a quarter of the limit:
+//! while Postgres runs the kernel has these pages and nobody asks us for them, so they look forgotten, and the next start
+//! would have to fetch each of them.
+//!
 //! Eviction keeps to the limit. When nothing clean is left, dirty pages may take as much again (the
 //! capture that the pressure asks for needs time); beyond that writers wait. Scratch pages (temporary and
 //! unlogged relations) are not captured, so waiting would make no room for them: they do not count, and
@@ -37,6 +41,9 @@ const SLOTS_AT_MOST: u32 = (1 << 31) - 2;
 
 /// With fewer slots than this a single request of 1 MiB could not be served.
 const SLOTS_AT_LEAST: u32 = 1024;
+
+/// What every start reads has this part of the limit for itself.
+const STANDING_SHARE: usize = 4;
 
 /// One page frame of the cache file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +72,8 @@ pub(super) struct NoRoom;
 pub(super) enum Claim {
     /// A page that is in the store or will be: up to twice the limit.
     Stored,
+    /// The same, of a file that every start reads.
+    Standing,
     /// A page that is not captured while Postgres runs: as far as the disk goes.
     Scratch,
 }
@@ -82,9 +91,26 @@ struct Slots {
     owners: Vec<Option<Owner>>,
     hand: usize,
     scratch: usize,
+    standing: usize,
 }
 
 impl Slots {
+    fn count(&mut self, claim: Claim) {
+        match claim {
+            Claim::Stored => {}
+            Claim::Standing => self.standing += 1,
+            Claim::Scratch => self.scratch += 1,
+        }
+    }
+
+    fn count_no_more(&mut self, claim: Claim) {
+        match claim {
+            Claim::Stored => {}
+            Claim::Standing => self.standing = self.standing.saturating_sub(1),
+            Claim::Scratch => self.scratch = self.scratch.saturating_sub(1),
+        }
+    }
+
     fn in_use(&self) -> usize {
         self.owners.len() - self.free.len()
     }
@@ -120,6 +146,11 @@ impl PageCache {
         self.slots.lock().scratch as u64
     }
 
+    /// Whether pages of this claim may be evicted before anything else was tried.
+    pub(super) fn may_evict(&self, claim: Claim) -> bool {
+        claim != Claim::Standing || self.slots.lock().standing > self.limit as usize / STANDING_SHARE
+    }
+
     /// How many slots would have to be evicted before `wanted` more fit under the limit.
     pub(super) fn shortage(&self, wanted: usize) -> usize {
         let slots = self.slots.lock();
@@ -129,11 +160,10 @@ impl PageCache {
     /// Takes a slot for the page of `owner`.
     pub(super) fn allocate(&self, owner: Owner) -> Result<Slot, NoRoom> {
         let mut slots = self.slots.lock();
-        match owner.claim {
-            Claim::Stored if slots.counted() >= self.limit as usize * 2 => return Err(NoRoom),
-            Claim::Stored => {}
-            Claim::Scratch => slots.scratch += 1,
+        if owner.claim != Claim::Scratch && slots.counted() >= self.limit as usize * 2 {
+            return Err(NoRoom);
         }
+        slots.count(owner.claim);
         if let Some(slot) = slots.free.pop() {
             if let Some(entry) = slots.owners.get_mut(slot.0 as usize) {
                 *entry = Some(owner);
@@ -151,7 +181,10 @@ impl PageCache {
     pub(super) fn restore(&self, owners: Vec<Option<Owner>>) {
         let free =
             (0..).zip(&owners).filter(|(_, owner)| owner.is_none()).map(|(slot, _)| Slot(slot)).collect();
-        *self.slots.lock() = Slots { free, owners, hand: 0, scratch: 0 };
+        let mut slots = Slots { free, owners, hand: 0, scratch: 0, standing: 0 };
+        let claims: Vec<Claim> = slots.owners.iter().flatten().map(|owner| owner.claim).collect();
+        claims.into_iter().for_each(|claim| slots.count(claim));
+        *self.slots.lock() = slots;
     }
 
     /// Gives a slot back that nothing refers to any more.
@@ -161,7 +194,7 @@ impl PageCache {
             debug_assert!(owner.is_some(), "slot {} is released twice", slot.0);
             if let Some(owner) = owner.take() {
                 slots.free.push(slot);
-                slots.scratch = slots.scratch.saturating_sub(usize::from(owner.claim == Claim::Scratch));
+                slots.count_no_more(owner.claim);
             }
         }
     }

@@ -23,6 +23,11 @@ impl FileState {
         block < self.stored_blocks || self.pages.get(block).is_some()
     }
 
+    /// What pages are to the cache that come from the store.
+    pub(super) fn stored_claim(&self) -> Claim {
+        if self.role.standing { Claim::Standing } else { Claim::Stored }
+    }
+
     /// Writes into pages and marks them dirty; the size is the caller's.
     pub(super) fn put(
         &mut self,
@@ -70,7 +75,7 @@ impl FileState {
 
     /// Where each page of a write goes: its own slot, or a new one when it has none or a cut has frozen it.
     fn targets(&self, cache: &PageCache, ino: Ino, first: u32, last: u32) -> Result<Vec<Target>, Stop> {
-        let claim = if self.role.scratch || self.local { Claim::Scratch } else { Claim::Stored };
+        let claim = if self.role.scratch || self.local { Claim::Scratch } else { self.stored_claim() };
         let mut targets: Vec<Target> = Vec::with_capacity((last - first + 1) as usize);
         for block in first..=last {
             let present = self.pages.get(block);

@@ -22,6 +22,9 @@ use crate::{CoreError, Result, Timestamp};
 
 /// An acknowledged commit is in the archive at most this much later.
 const EVERY: Duration = Duration::from_secs(1);
+/// Meanwhile it is looked at so often whether a segment has come together: being told of every commit would be a task
+/// to run for every commit.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Between two attempts at a failing store.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -63,7 +66,7 @@ impl Archiver {
             let _ = timeout(EVERY, async {
                 tokio::select! {
                     _ = self.hurry.wait_for(|hurry| *hurry) => {}
-                    _ = self.recoverable.wait_for(|end| *end >= enough) => {}
+                    () = reached(&self.recoverable, enough) => {}
                 }
             })
             .await;
@@ -146,5 +149,12 @@ impl Archiver {
             let since = trouble.as_ref().map_or_else(Timestamp::now, |trouble| trouble.since);
             *trouble = Some(ArchiveTrouble { since, problem });
         });
+    }
+}
+
+/// Looks until the log has come so far.
+async fn reached(end: &watch::Receiver<Lsn>, wanted: Lsn) {
+    while *end.borrow() < wanted {
+        sleep(LOOK_EVERY).await;
     }
 }

@@ -33,6 +33,7 @@ use super::log_name::LogName;
 use super::progress::Progress;
 use super::term_history::{TermHistory, TermStart};
 use super::wal_window::WalWindow;
+use crate::event_loop::EventLoop;
 use crate::ids::{Term, Timeline};
 use crate::{CoreError, Result};
 
@@ -93,6 +94,8 @@ pub struct Elected {
     pub(super) candidate: Uuid,
     pub(super) end: Option<LogEnd>,
     pub(super) quorum: Option<Quorum>,
+    /// What every commit passes through.
+    pub(super) events: EventLoop,
 }
 
 /// The links to the keepers; dropping it ends them.
@@ -103,7 +106,12 @@ pub(super) struct Quorum {
 
 impl Quorum {
     /// Begins the term on every keeper, now or whenever it comes back.
-    pub(super) fn start(election: &Election, begin: TermBegin, from: Lsn, archived: Lsn) -> Quorum {
+    pub(super) fn start(
+        election: &Election,
+        begin: TermBegin,
+        (from, archived): (Lsn, Lsn),
+        events: &EventLoop,
+    ) -> Quorum {
         let proposal = Arc::new(Proposal {
             log: election.log.clone(),
             keepers: election.keepers.clone(),
@@ -114,7 +122,7 @@ impl Quorum {
         });
         let mut links = JoinSet::new();
         for keeper in 0..election.keepers.len() {
-            links.spawn(keeper_link::run(Arc::clone(&proposal), keeper));
+            links.spawn_on(keeper_link::run(Arc::clone(&proposal), keeper), events.handle());
         }
         Quorum { proposal, links }
     }
@@ -147,7 +155,7 @@ impl Elected {
             archived: end.archived,
             history: end.history.continued(end.end, start),
         };
-        let quorum = Quorum::start(&self.election, begin, end.end, end.archived);
+        let quorum = Quorum::start(&self.election, begin, (end.end, end.archived), &self.events);
         let progress = &quorum.proposal.progress;
         let mut majority = progress.majority();
         let wanted = end.end;
@@ -216,7 +224,8 @@ pub async fn elect(election: &Election) -> Result<Elected> {
                 continue;
             }
             let end = log_end(election, &promised).await?;
-            let elected = Elected { election: election.clone(), term, candidate, end, quorum: None };
+            let events = EventLoop::start("wal").map_err(CoreError::io("start a thread for", "the WAL"))?;
+            let elected = Elected { election: election.clone(), term, candidate, end, quorum: None, events };
             return elected.settle().await;
         }
         let stale = answers.iter().filter_map(|answer| match answer {

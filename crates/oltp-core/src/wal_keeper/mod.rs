@@ -29,6 +29,7 @@ mod keeper_log;
 mod log_name;
 mod log_state;
 pub(crate) mod lsn_text;
+mod open_logs;
 mod optional_lsn_text;
 mod placement;
 mod progress;

@@ -6,13 +6,13 @@
 //!                                      └── flushed                    one answer
 //! ```
 //!
-//! Each log is open once, behind a lock that is only ever taken on a thread for blocking work. A proposer that is
-//! writing is told at once when a higher term has been promised.
+//! Each connection has a thread of its own, on which it also waits for the disk: between the arrival of a commit's WAL and
+//! its answer no other thread has to be woken. Each log is open once, behind a lock. A proposer that is writing is told at
+//! once when a higher term has been promised.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,11 +20,13 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 use wal_decoder::Lsn;
 
@@ -33,15 +35,17 @@ use super::connection::{Duplex, FrameReader, FrameWriter, frames};
 use super::frame::{Answer, Frame, From, MAX_WAL, PROTOCOL, Request};
 use super::keeper_log::{KeeperLog, Refusal};
 use super::log_name::LogName;
+use super::open_logs::{OpenLog, OpenLogs};
 use super::segment_files::SegmentFiles;
 use crate::directory_lock::DirectoryLock;
+use crate::event_loop;
 use crate::ids::Term;
 use crate::{CoreError, Result, private_file};
 
 /// Who has not said hello by then is no proposer.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
-/// Each holds a socket and a quarter of a mebibyte at most times.
-const MAX_CONNECTIONS: usize = 4096;
+/// One for each running branch, and a few that ask. Each holds a thread, a socket and a quarter of a mebibyte at most times.
+const MAX_CONNECTIONS: usize = 2048;
 /// Appends that are written and synced as one, at most.
 const BATCH_BYTES: usize = 8 << 20;
 /// After a failed accept (out of file handles), before the next.
@@ -72,18 +76,12 @@ enum Listener {
 }
 
 struct Shared {
-    directory: PathBuf,
     keeper: Uuid,
     tls: Option<TlsAcceptor>,
     token: Option<SecretString>,
-    logs: tokio::sync::Mutex<HashMap<LogName, Weak<OpenLog>>>,
+    logs: OpenLogs,
     /// Held as long as the process lives: two keepers on one directory would both promise.
     _claim: DirectoryLock,
-}
-
-struct OpenLog {
-    log: Mutex<KeeperLog>,
-    promised: watch::Sender<Term>,
 }
 
 /// Runs a keeper until `shutdown`.
@@ -112,8 +110,8 @@ impl KeeperServer {
         let tls = tls.map(|(certificate, key)| acceptor(&certificate, &key)).transpose()?;
         let listener = Listener::bind(&listen).await?;
         tracing::info!(%keeper, address = %listen, "the WAL keeper listens");
-        let logs = tokio::sync::Mutex::default();
-        let shared = Shared { directory, keeper, tls, token, logs, _claim: claim };
+        let logs = OpenLogs::below(&directory);
+        let shared = Shared { keeper, tls, token, logs, _claim: claim };
         Ok(KeeperServer { listener, shared: Arc::new(shared) })
     }
 
@@ -134,31 +132,69 @@ impl KeeperServer {
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let KeeperServer { listener, shared } = self;
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut connections = JoinSet::new();
+        let (connections, ending) = (TaskTracker::new(), CancellationToken::new());
+        // Also when this future is dropped.
+        let end_connections = ending.clone().drop_guard();
         tokio::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
                 () = &mut shutdown => break,
-                Some(_) = connections.join_next() => continue,
                 accepted = listener.accept() => accepted,
-            };
-            let stream = match accepted {
-                Ok(stream) => stream,
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
             };
             // Beyond the bound a connection is closed: proposers come again.
             let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
-            let shared = Arc::clone(&shared);
-            connections.spawn(async move {
-                if let Err(error) = shared.serve(stream).await {
-                    tracing::info!(error = &error as &dyn std::error::Error, "a proposer's connection ended");
-                }
-                drop(permit);
+            let attended = accepted.and_then(|accepted| {
+                let counted = (permit, connections.token());
+                attend(Arc::clone(&shared), accepted, ending.clone(), counted)
             });
+            if let Err(error) = attended {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        drop(end_connections);
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+/// Serves a connection on a thread of its own.
+fn attend(
+    shared: Arc<Shared>,
+    accepted: Accepted,
+    ending: CancellationToken,
+    counted: (OwnedSemaphorePermit, TaskTrackerToken),
+) -> std::io::Result<()> {
+    let runtime = event_loop::runtime()?;
+    let serve = move || {
+        let served = runtime.block_on(async {
+            tokio::select! {
+                served = shared.serve(accepted) => served,
+                () = ending.cancelled() => Ok(()),
+            }
+        });
+        if let Err(error) = served {
+            tracing::info!(error = &error as &dyn std::error::Error, "a proposer's connection ended");
+        }
+        // With it goes what the connection left to do ahead of time; then the claim on the directory, then the count.
+        drop((runtime, shared));
+        drop(counted);
+    };
+    std::thread::Builder::new().name("connection".to_owned()).spawn(serve).map(drop)
+}
+
+/// A connection that belongs to no event loop yet.
+enum Accepted {
+    Unix(std::os::unix::net::UnixStream),
+    Tcp(std::net::TcpStream, IpAddr),
+}
+
+impl Accepted {
+    /// The stream on this thread's event loop, and whose it is unless that is on this machine for certain.
+    fn open(self) -> std::io::Result<(Box<dyn Duplex>, Option<IpAddr>)> {
+        match self {
+            Accepted::Unix(stream) => Ok((Box::new(UnixStream::from_std(stream)?), None)),
+            Accepted::Tcp(stream, peer) => Ok((Box::new(TcpStream::from_std(stream)?), Some(peer))),
         }
     }
 }
@@ -185,22 +221,26 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> std::io::Result<(Box<dyn Duplex>, Option<IpAddr>)> {
+    async fn accept(&self) -> std::io::Result<Accepted> {
         match self {
-            Listener::Unix(listener) => {
-                listener.accept().await.map(|(stream, _)| (Box::new(stream) as Box<dyn Duplex>, None))
-            }
+            Listener::Unix(listener) => listener.accept().await?.0.into_std().map(Accepted::Unix),
             Listener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok((Box::new(stream), Some(peer.ip())))
+                Ok(Accepted::Tcp(stream.into_std()?, peer.ip()))
             }
         }
     }
 }
 
 impl Shared {
-    async fn serve(&self, (stream, peer): (Box<dyn Duplex>, Option<IpAddr>)) -> Result<()> {
+    async fn serve(&self, accepted: Accepted) -> Result<()> {
+        let unusable = |source| CoreError::KeeperUnreachable {
+            keeper: "a proposer".to_owned(),
+            doing: "taking its connection",
+            source,
+        };
+        let (stream, peer) = accepted.open().map_err(unusable)?;
         let place =
             peer.map_or_else(|| "a local proposer".to_owned(), |peer| format!("the proposer at {peer}"));
         let welcome = async {
@@ -270,22 +310,22 @@ impl Shared {
     ) -> Result<()> {
         let answer = match request {
             Request::Hello { .. } => Answer::Welcome { keeper: self.keeper, version: String::new() },
-            Request::Status(name) => self.on_log(&name, |log| Ok(Answer::Log(log.status()))).await,
+            Request::Status(name) => self.on_log(&name, |log| Ok(Answer::Log(log.status()))),
             Request::Promise { log, term, candidate } => {
-                self.on_log(&log, move |log| log.promise(term, candidate).map(Answer::Log)).await
+                self.on_log(&log, |log| log.promise(term, candidate).map(Answer::Log))
             }
             Request::Read { log, from, to } => return self.send_wal(&log, from, to, writer).await,
-            Request::Delete(name) => match self.delete(&name).await {
+            Request::Delete(name) => match self.logs.delete(&name) {
                 Ok(()) => Answer::Done,
                 Err(error) => Answer::Refused(error.into()),
             },
             Request::Begin { log, begin } => {
                 let term = begin.term;
-                let opened = match self.open(&log).await {
+                let opened = match self.logs.open(&log) {
                     Ok(opened) => opened,
                     Err(error) => return writer.send(&Frame::Answer(Answer::Refused(error.into()))).await,
                 };
-                return match on_disk(&opened, move |log| log.begin(&begin)).await {
+                return match opened.on_disk(|log| log.begin(&begin)) {
                     Ok(flushed) => {
                         writer.send(&Frame::Answer(Answer::Begun { flushed })).await?;
                         receive_wal(&opened, term, reader, writer).await
@@ -297,41 +337,22 @@ impl Shared {
         writer.send(&Frame::Answer(answer)).await
     }
 
-    /// The log of that name, which is opened when nobody has it open.
-    async fn open(&self, name: &LogName) -> Result<Arc<OpenLog>> {
-        let mut logs = self.logs.lock().await;
-        if let Some(open) = logs.get(name).and_then(Weak::upgrade) {
-            return Ok(open);
-        }
-        let directory = name.directory(&self.directory);
-        let log = blocking(move || KeeperLog::open(&directory)).await??;
-        let promised = watch::Sender::new(log.promised());
-        let open = Arc::new(OpenLog { log: Mutex::new(log), promised });
-        logs.retain(|_, open| open.strong_count() > 0);
-        logs.insert(name.clone(), Arc::downgrade(&open));
-        Ok(open)
-    }
-
-    async fn on_log(
-        &self,
-        name: &LogName,
-        work: impl FnOnce(&mut KeeperLog) -> Result<Answer, Refusal> + Send + 'static,
-    ) -> Answer {
-        let open = match self.open(name).await {
+    fn on_log(&self, name: &LogName, work: impl FnOnce(&mut KeeperLog) -> Result<Answer, Refusal>) -> Answer {
+        let open = match self.logs.open(name) {
             Ok(open) => open,
             Err(error) => return Answer::Refused(error.into()),
         };
-        on_disk(&open, work).await.unwrap_or_else(Answer::Refused)
+        open.on_disk(work).unwrap_or_else(Answer::Refused)
     }
 
     async fn send_wal(&self, name: &LogName, from: Lsn, to: Lsn, writer: &mut FrameWriter) -> Result<()> {
-        let open = match self.open(name).await {
+        let open = match self.logs.open(name) {
             Ok(open) => open,
             Err(error) => return writer.send(&Frame::Answer(Answer::Refused(error.into()))).await,
         };
         let mut at = from;
         let last = loop {
-            match on_disk(&open, move |log| log.read(at, to)).await {
+            match open.on_disk(|log| log.read(at, to)) {
                 Ok(wal) if wal.is_empty() => break Answer::Done,
                 Ok(wal) => {
                     let wal = Bytes::from(wal);
@@ -344,20 +365,6 @@ impl Shared {
         };
         writer.send(&Frame::Answer(last)).await
     }
-
-    /// Removes a log. A proposer that writes it still has it open, and loses what it writes from here on.
-    async fn delete(&self, name: &LogName) -> Result<()> {
-        let mut logs = self.logs.lock().await;
-        logs.remove(name);
-        let directory = name.directory(&self.directory);
-        blocking(move || match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(CoreError::io("remove the log", &directory)(error))
-            }
-            _ => Ok(()),
-        })
-        .await?
-    }
 }
 
 /// A proposer has begun: takes its WAL until it goes or is fenced.
@@ -368,6 +375,7 @@ async fn receive_wal(
     writer: &mut FrameWriter,
 ) -> Result<()> {
     let mut promised = open.promised.subscribe();
+    let mut made_ahead = 0;
     loop {
         let first = tokio::select! {
             frame = reader.next() => match frame? {
@@ -387,12 +395,13 @@ async fn receive_wal(
             bytes += MAX_WAL;
             batch.push(frame);
         }
-        let flushed = on_disk(open, move |log| append_all(log, batch)).await;
-        match flushed {
+        match open.on_disk(|log| append_all(log, batch)) {
             Ok((flushed, next_segment)) => {
                 writer.send(&Frame::Flushed(flushed)).await?;
-                if let Some((directory, segment)) = next_segment {
-                    // Ahead of time, so that no commit waits for it. Failing is for the append that will need it.
+                if let Some((directory, segment)) = next_segment.filter(|(_, segment)| *segment > made_ahead)
+                {
+                    made_ahead = segment;
+                    // So that no commit waits for it. Failing is for the append that will need it.
                     drop(tokio::task::spawn_blocking(move || SegmentFiles::new(&directory).prepare(segment)));
                 }
             }
@@ -433,28 +442,6 @@ fn append_all(log: &mut KeeperLog, batch: Vec<Frame>) -> Result<(Lsn, Option<(Pa
             Err(refusal)
         }
     }
-}
-
-async fn on_disk<T: Send + 'static>(
-    open: &Arc<OpenLog>,
-    work: impl FnOnce(&mut KeeperLog) -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
-    let open = Arc::clone(open);
-    let done = blocking(move || {
-        // A thread that died with the lock left the log as it was after its last answer, or not yet answered.
-        let mut log = open.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let done = work(&mut log);
-        let promised = log.promised();
-        open.promised.send_if_modified(|known| std::mem::replace(known, promised) != promised);
-        done
-    });
-    done.await?
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        CoreError::io("work on the disk for", "the WAL keeper")(std::io::Error::other(error))
-    })
 }
 
 /// The keeper's identity, drawn at the first start.

@@ -10,6 +10,7 @@
 //!
 //! The compute is the only standby that Postgres knows (`synchronous_standby_names = 'FIRST 1 (tidewater_keeper)'`) and
 //! answers with the position that a *majority* has flushed; with `durability: store`, that is archived as well.
+//! All of this but the archiver runs on one thread, so that a commit's way there and back wakes none besides.
 //! A session that breaks is opened again at the head: what was received is not asked for twice.
 
 use std::collections::VecDeque;
@@ -18,9 +19,11 @@ use std::time::Duration;
 
 use postgres_connector::{PhysicalEvent, PhysicalSession, PhysicalStream, SourceConfig};
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use wal_decoder::Lsn;
 
 use super::RecordScanner;
@@ -30,6 +33,7 @@ use super::keeper_link::Proposal;
 use super::keeper_log::{Refusal, TermBegin};
 use super::progress::KeeperProgress;
 use super::term_history::{TermHistory, TermStart};
+use crate::event_loop::EventLoop;
 use crate::ids::{Term, Timeline};
 use crate::{CoreError, Result, Timestamp};
 
@@ -129,6 +133,7 @@ pub struct Streaming {
     ended: watch::Receiver<Option<StreamEnd>>,
     _tasks: JoinSet<()>,
     _links: JoinSet<()>,
+    _events: EventLoop,
 }
 
 impl Elected {
@@ -137,7 +142,14 @@ impl Elected {
     ///
     /// # Errors
     /// Postgres cannot be reached, or is another cluster.
-    pub async fn stream(mut self, config: StreamConfig) -> Result<Streaming> {
+    pub async fn stream(self, config: StreamConfig) -> Result<Streaming> {
+        let (events, shared) = (self.events.handle().clone(), Handle::current());
+        let streaming = AbortOnDropHandle::new(events.spawn(self.stream_here(config, shared)));
+        streaming.await.map_err(|ended| CoreError::io("stream", "the WAL")(std::io::Error::other(ended)))?
+    }
+
+    /// On the thread of the event loop; what takes long goes to `shared`.
+    async fn stream_here(mut self, config: StreamConfig, shared: Handle) -> Result<Streaming> {
         let mut postgres = config.postgres.clone();
         postgres.application_name = STANDBY_NAME.to_owned();
         let failed = |source| CoreError::WalSession { source: Box::new(source) };
@@ -173,6 +185,7 @@ impl Elected {
             ended: ended.subscribe(),
             _tasks: JoinSet::new(),
             _links: links,
+            _events: self.events,
         };
         let archiver = Archiver {
             proposal: Arc::clone(&proposal),
@@ -182,7 +195,7 @@ impl Elected {
             durability,
             trouble,
         };
-        tasks.spawn(archiver.run());
+        tasks.spawn_on(archiver.run(), &shared);
         let pump = Pump {
             proposal,
             postgres,
@@ -221,7 +234,7 @@ impl Elected {
             archived: origin,
             history: TermHistory::default().continued(origin, start),
         };
-        Quorum::start(&self.election, begin, origin, origin)
+        Quorum::start(&self.election, begin, (origin, origin), &self.events)
     }
 }
 

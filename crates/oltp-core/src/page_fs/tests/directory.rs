@@ -360,6 +360,31 @@ async fn a_database_larger_than_the_cache_works() {
 }
 
 #[tokio::test]
+async fn what_every_start_reads_stays_while_a_larger_table_goes_through_the_cache() {
+    let mut bench = bench();
+    let catalog = bench.create("base/5/1259");
+    // All-zero pages need no checksum.
+    bench.write(&catalog, 0, &vec![0; 200 * PAGE]).await;
+    let table = bench.create("base/5/20000");
+    bench.write(&table, 0, &vec![0; 3000 * PAGE]).await;
+    let captured = bench.cut_and_capture().await;
+    let manifest = Manifest { head: bench.manifest.head.clone(), body: captured.body };
+    let small = Bench::over(bench.store.clone(), manifest, 1024);
+    small.contents("base/5/1259").await.unwrap();
+    let table = small.file("base/5/20000").unwrap();
+    for _ in 0..2 {
+        for block in 0..3000 {
+            let read = || small.directory.read(&table, block * PAGE_BYTES, PAGE);
+            small.fetcher.complete(&small.directory, &table, read).await.unwrap();
+        }
+    }
+    assert!(small.directory.cache.in_use() <= 1024 + 512, "{} pages", small.directory.cache.in_use());
+    let fetches = small.fetcher.fetches();
+    small.contents("base/5/1259").await.unwrap();
+    assert_eq!(small.fetcher.fetches(), fetches);
+}
+
+#[tokio::test]
 async fn a_full_cache_waits_for_a_capture_and_says_so() {
     let mut bench = Bench::over(bench().store, some_manifest(), 1024);
     bench.create("global/pg_control");
