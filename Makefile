@@ -31,6 +31,7 @@ readers: ## installs Spark, DuckDB, Polars, delta-rs and PostgreSQL 18; quick wh
 .PHONY: setup
 setup: tools readers ## everything a fresh machine needs; quick when already done
 	@$(PYTHON) tests/place_postgres.py
+	@$(PYTHON) tests/old_postgres.py 17
 	@tests/conformance/setup.sh
 	@$(CARGO) fetch --locked --quiet
 
@@ -63,6 +64,23 @@ test: setup lint ## lint, the tests of every crate, and end to end with real Pos
 public-tables: setup ## fetches the Delta tables that delta-rs tests with, and reads them beside Spark
 	$(PYTHON) tests/readers/public_tables.py .tools/public-tables
 	TIDEWATER_PUBLIC_TABLES=1 ROW_CHANGES_CASE=none $(CARGO) test --workspace --locked --test row_changes -- --nocapture
+
+# Of the end-to-end tests, those in which a source is read, changed and broken. Built-in databases begin with 17.
+OLD_SOURCES := changed_while_loaded consistent_points crashes dead_letters first_load history:: keyless mending mirror \
+               partitions schema_changes serving:: streaming table_changes type_map
+
+.PHONY: old-postgres
+old-postgres: setup ## PostgreSQL 14 to 17 as sources, and 17 as the built-in one; half an hour
+	$(PYTHON) tests/old_postgres.py 14 15 16 17
+	$(CARGO) build --workspace --bins --tests --locked
+	for major in 14 15 16 17; do \
+	    export TIDEWATER_POSTGRES_MAJOR=$$major TIDEWATER_POSTGRES_BIN=$(CURDIR)/.tools/postgres-$$major/bin; \
+	    echo "old-postgres: PostgreSQL $$major"; \
+	    $(CARGO) test --workspace --locked --test live; \
+	    $(CARGO) test --workspace --locked --test e2e -- $(OLD_SOURCES); \
+	done
+	TIDEWATER_POSTGRES_MAJOR=17 TIDEWATER_POSTGRES_BIN=$(CURDIR)/.tools/postgres-17/bin \
+	    $(CARGO) test --workspace --locked --test computes
 
 MINUTES ?= 10
 

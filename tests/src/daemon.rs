@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
-use crate::postgres::{build_folder, signal};
+use crate::postgres::{build_folder, postgres_major, signal};
 use crate::s3_server::S3Server;
 
 /// From start to `/readyz`, with a debug build on a busy machine.
@@ -142,10 +142,11 @@ impl Site {
         Site::new(&format!(
             "version: 1\nlake: {{uri: ./lake}}\nlisten: {{http: \"127.0.0.1:{}\"}}\n\
              core: {{storage: ./core, listen: \"127.0.0.1:{}\"{core}}}\n\
-             databases:\n  shop: {{core: {{}}}}\n\
+             databases:\n  shop: {{core: {{postgres: {}}}}}\n\
              to_lake:\n  - {{database: shop, tables: [\"public.*\"], flush: 200ms}}\n",
             free_port(),
-            free_port()
+            free_port(),
+            postgres_major()
         ))
     }
 

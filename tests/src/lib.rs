@@ -39,7 +39,7 @@ pub use delta_log::{
     compactions, is_behind_the_slot, kinds, last_txn, none_is_behind_the_slot, operations, property,
 };
 pub use keeper::KeeperProcess;
-pub use postgres::{Postgres, kill9, pgbench, postgres_program, signal};
+pub use postgres::{Postgres, kill9, pgbench, postgres_major, postgres_program, signal};
 pub use reader::{Engine, LakeTable, Reader, repository};
 pub use replay::{Cells, Recorded, recorded, replay};
 pub use s3_faults::{Fault, Faults};

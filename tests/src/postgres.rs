@@ -1,4 +1,5 @@
-//! A throwaway PostgreSQL 18 cluster, ready for logical replication.
+//! A throwaway PostgreSQL cluster, ready for logical replication. It is of version 18, unless `TIDEWATER_POSTGRES_MAJOR` names
+//! another, which then has to be what `TIDEWATER_POSTGRES_BIN` leads to (`make old-postgres`).
 //!
 //! `initdb` runs once per build directory; every cluster after that is a copy of its result, which
 //! takes a fraction of the time. Copies share their system identifier, as clones of one backup would.
@@ -17,7 +18,8 @@ use crate::daemon::free_port;
 use crate::reader::repository;
 use crate::small_disk::SmallDisk;
 
-const MAJOR: u32 = 18;
+const MAJOR_VARIABLE: &str = "TIDEWATER_POSTGRES_MAJOR";
+const NEWEST_MAJOR: u32 = 18;
 const INITDB_LIMIT: Duration = Duration::from_secs(120);
 const START_LIMIT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(20);
@@ -57,7 +59,8 @@ impl Postgres {
 
     /// A cluster of its own; `settings` come after the harness's.
     pub async fn start_with(settings: &[(&str, &str)]) -> Postgres {
-        let installation = find_installation(None, MAJOR).await.unwrap_or_else(|error| panic!("{error}"));
+        let installation =
+            find_installation(None, postgres_major()).await.unwrap_or_else(|error| panic!("{error}"));
         let user = ServiceUser::for_new_cluster();
         let template = template(&installation, &user).await;
         let folder = open_folder();
@@ -128,7 +131,7 @@ impl Postgres {
 
     /// A client program of the same installation, such as `pgbench`, that works in `database`.
     pub fn client_program(&self, name: &str, database: &str) -> Command {
-        let mut command = Command::new(self.installation.program(name));
+        let mut command = Command::new(postgres_program(name));
         command
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", self.port.to_string())
@@ -197,10 +200,18 @@ async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
     Ok(client)
 }
 
-/// One of PostgreSQL's own programs; the folder that holds them for no name.
+/// The version that the servers of the tests are of.
+pub fn postgres_major() -> u32 {
+    std::env::var(MAJOR_VARIABLE).map_or(NEWEST_MAJOR, |major| major.parse().unwrap())
+}
+
+/// One of PostgreSQL's own programs; the folder that holds them for no name. Older servers come without client
+/// programs, and those of 18 serve them as well.
 pub fn postgres_program(name: &str) -> PathBuf {
-    let bin = std::env::var_os("TIDEWATER_POSTGRES_BIN").map(PathBuf::from);
-    bin.unwrap_or_else(|| repository().join(".tools/postgres/bin")).join(name)
+    let newest = repository().join(".tools/postgres/bin");
+    let bin = std::env::var_os("TIDEWATER_POSTGRES_BIN").map_or_else(|| newest.clone(), PathBuf::from);
+    let program = bin.join(name);
+    if program.exists() { program } else { newest.join(name) }
 }
 
 /// The `pgbench` of the installation that the tests run on; ends with whoever holds it.
@@ -250,11 +261,13 @@ async fn template(installation: &Installation, user: &ServiceUser) -> PathBuf {
         "--auth=trust",
         "--encoding=UTF8",
         "--locale=C",
-        "--locale-provider=builtin",
-        "--builtin-locale=C.UTF-8",
         "--no-sync",
         "--no-instructions",
     ]);
+    if major >= 17 {
+        // The builtin provider came with 17.
+        command.args(["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]);
+    }
     run_bounded(command, INITDB_LIMIT).await.unwrap_or_else(|error| panic!("{error}"));
     // Renamed into place when complete; another test process may have been first, with the same result.
     let staged = TempDir::with_prefix_in("e2e-postgres-", build_folder()).unwrap();

@@ -487,6 +487,11 @@ pub enum CoreError {
         /// The data directory.
         mount_point: PathBuf,
     },
+    /// A cut was asked for where nobody sees Postgres's writes.
+    #[error(
+        "a running branch with `mount: copy` cannot be cut: its pages go into the store when it is suspended"
+    )]
+    NoCutOfCopies,
     /// A cut was made while another one is not in the store yet.
     #[error("the cut before this one is not captured yet; make the next when it is")]
     CutUnderWay,

@@ -28,6 +28,7 @@ mod client_stream;
 mod counters;
 pub mod idle;
 mod login_messages;
+mod message_frames;
 mod opening;
 mod refusal;
 mod relay;
@@ -38,6 +39,7 @@ pub mod startup_message;
 mod target;
 mod waiting_room;
 mod waker;
+mod walsender_answers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

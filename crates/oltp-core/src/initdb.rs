@@ -11,6 +11,7 @@ use rand::Rng;
 use rand::distr::Alphanumeric;
 
 use crate::installation::Installation;
+use crate::project::SUPERUSER;
 use crate::reachable_directory::ReachableDirectory;
 use crate::server_command::{run_bounded, server_command};
 use crate::service_user::ServiceUser;
@@ -21,16 +22,29 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 const SCRATCH_PREFIX: &str = "initdb.";
 
-/// The access rules: everybody proves a password, and the superuser only over the private socket.
-fn access_rules(superuser: &str) -> String {
+/// The file with the access rules.
+pub(crate) const ACCESS_RULES: &str = "pg_hba.conf";
+
+/// For a server that listens: everybody proves a password, and the superuser only over the private socket.
+pub(crate) fn server_access_rules() -> String {
     format!(
         "# Written by Tidewater when the cluster was made.\n\
          local all         all          scram-sha-256\n\
          local replication all          scram-sha-256\n\
-         host  all         {superuser} all reject\n\
-         host  replication {superuser} all reject\n\
+         host  all         {SUPERUSER} all reject\n\
+         host  replication {SUPERUSER} all reject\n\
          host  all         all      all scram-sha-256\n\
          host  replication all      all scram-sha-256\n"
+    )
+}
+
+/// For a branch, which has its socket only: a physical stream carries WAL that the keepers may not have, and could
+/// answer in their place. It is the core's own role's. Logical ones are of a database, and `replication` is not their rule.
+pub(crate) fn branch_access_rules() -> String {
+    format!(
+        "# Written by Tidewater at each start.\n\
+         local all         all         scram-sha-256\n\
+         local replication {SUPERUSER} scram-sha-256\n"
     )
 }
 
@@ -41,8 +55,8 @@ pub(crate) async fn make_cluster(
     data: &Path,
     installation: &Installation,
     user: &ServiceUser,
-    superuser: &str,
     password: &str,
+    access_rules: &str,
 ) -> Result<()> {
     sweep_scratch(directory)?;
     let suffix: String = rand::rng().sample_iter(Alphanumeric).take(8).map(char::from).collect();
@@ -60,7 +74,7 @@ pub(crate) async fn make_cluster(
         .arg(reachable.path().join("data"))
         .arg("--pwfile")
         .arg(reachable.path().join("password"))
-        .args(["--username", superuser, "--encoding=UTF8", "--data-checksums"])
+        .args(["--username", SUPERUSER, "--encoding=UTF8", "--data-checksums"])
         .args(["--auth=scram-sha-256", "--no-instructions"]);
     if installation.major() >= 17 {
         // The builtin provider came with 17.
@@ -74,9 +88,9 @@ pub(crate) async fn make_cluster(
     let conf = made.join("postgresql.conf");
     let mut text = std::fs::read_to_string(&conf).map_err(CoreError::io("read", &conf))?;
     text.push_str(&format!("\ninclude_if_exists = '{}'\n", settings::FILE));
-    for (name, contents) in [("postgresql.conf", text), ("pg_hba.conf", access_rules(superuser))] {
+    for (name, contents) in [("postgresql.conf", text.as_str()), (ACCESS_RULES, access_rules)] {
         let path = made.join(name);
-        private_file::write(&path, &contents)?;
+        private_file::write(&path, contents)?;
         user.own(&path)?;
     }
     std::fs::rename(&made, data).map_err(CoreError::io("put the new cluster in place at", data))?;

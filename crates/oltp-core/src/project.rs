@@ -117,7 +117,8 @@ impl Project {
             if data.exists() { ServiceUser::of_existing(&data)? } else { ServiceUser::for_new_cluster() };
         if !data.exists() {
             tracing::info!(project = %name, directory = %directory.display(), "making a new Postgres cluster");
-            initdb::make_cluster(&directory, &data, &installation, &user, SUPERUSER, &superuser_password)
+            let rules = initdb::server_access_rules();
+            initdb::make_cluster(&directory, &data, &installation, &user, &superuser_password, &rules)
                 .await?;
         }
         check_major(&data, &installation)?;

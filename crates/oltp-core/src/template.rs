@@ -155,9 +155,8 @@ async fn make_template(
         std::fs::remove_dir_all(&data).map_err(CoreError::io("remove", &data))?;
     }
     let user = directory.user();
-    let superuser = crate::SUPERUSER;
-    initdb::make_cluster(directory.root(), &data, installation, user, superuser, password.expose_secret())
-        .await?;
+    let (password_text, rules) = (password.expose_secret(), initdb::branch_access_rules());
+    initdb::make_cluster(directory.root(), &data, installation, user, password_text, &rules).await?;
 
     let server = Server::launch(
         &directory,

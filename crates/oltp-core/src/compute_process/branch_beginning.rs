@@ -12,7 +12,7 @@ use wal_decoder::Lsn;
 use super::cutting::{Moment, Publisher};
 use super::local_wal;
 use super::rewinding::{Rewound, rewind};
-use super::starting::{empty, mount, write_configuration};
+use super::starting::{empty, open_data, write_configuration};
 use super::{ComputeDirectory, ComputeSpec};
 use crate::ids::{Term, Timeline};
 use crate::page_fs::CaptureKind;
@@ -43,7 +43,7 @@ pub(super) async fn begin_branch(
         to: manifest.body.wal.last().and_then(|span| span.to),
     };
     placement.place(&wal, directory.user()).await?;
-    let mounted = mount(spec, directory, manifest, term).await?;
+    let files = open_data(spec, directory, manifest, term).await?;
     // Replaying needs the settings of today: room for prepared transactions, say.
     write_configuration(spec, directory).await?;
     let rewound = rewind(directory, &spec.installation, &spec.superuser_password, &head).await?;
@@ -56,7 +56,7 @@ pub(super) async fn begin_branch(
     let Rewound { checkpoint, timeline } = rewound;
     let written = archive_shut_down_wal(archive, &wal, timeline, checkpoint, Some(from), term).await?;
     publisher.continue_wal(timeline, from);
-    let captured = mounted.capture_clean(mounted.cut()?).await?;
+    let captured = files.capture_stopped().await?;
     let moment = Moment {
         kind: CaptureKind::CleanShutdown,
         timeline,
@@ -64,7 +64,7 @@ pub(super) async fn begin_branch(
         min_recovery: written.end,
     };
     publisher.publish(captured, moment).await?;
-    mounted.unmount_clean(publisher.latest()).await
+    files.leave(publisher.latest()).await
 }
 
 /// A piece of WAL that was put into an archive.

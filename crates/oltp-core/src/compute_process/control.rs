@@ -25,6 +25,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use wal_decoder::Lsn;
 
+use super::data_files::Mount;
 use crate::ids::{BranchId, BranchName, ManifestNumber, ProjectName, Term, Timeline};
 use crate::{CoreError, Result, Timestamp};
 
@@ -133,6 +134,9 @@ pub struct Status {
     pub branch: BranchId,
     /// The branch as people call it, once its manifest was read.
     pub name: Option<BranchName>,
+    /// How its Postgres gets its data directory.
+    #[serde(default)]
+    pub mount: Mount,
     /// Where it is in its life.
     pub state: State,
     /// The compute process.
@@ -325,6 +329,7 @@ mod tests {
             project: ProjectName::new("shop").unwrap(),
             branch: BranchId::random(),
             name: BranchName::new("main").ok(),
+            mount: Mount::Fuse,
             state: State::Running,
             pid: 7,
             postgres_pid: None,

@@ -26,12 +26,13 @@ use wal_decoder::Lsn;
 use super::catalog_horizon::CatalogHorizon;
 use super::control::{self, Status};
 use super::control_file::ControlFile;
+use super::data_files::DataFiles;
 use super::local_wal::segment_start;
 use super::rewinding::on_mount;
 use super::wal_floor::wal_floor;
 use crate::branches::lineage;
 use crate::ids::{ManifestNumber, ManifestUid, ProjectName, Term, Timeline};
-use crate::page_fs::{CaptureKind, Captured, Mounted};
+use crate::page_fs::{CaptureKind, Captured};
 use crate::page_store::{Manifest, ManifestBody, ManifestHead, ManifestKind, PageStore, WalSpan};
 use crate::{CoreError, Result, Timestamp};
 
@@ -182,7 +183,7 @@ pub(crate) enum Order {
 /// The task that cuts a running branch.
 #[derive(Debug)]
 pub(crate) struct Cutter {
-    pub(crate) mounted: Arc<Mounted>,
+    pub(crate) files: Arc<DataFiles>,
     pub(crate) publisher: Publisher,
     pub(crate) data: PathBuf,
     pub(crate) client: Client,
@@ -205,9 +206,8 @@ impl Cutter {
     ///
     /// # Errors
     /// The branch was deleted or a newer compute has it: nothing more may be written.
-    pub(crate) async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Result<(Mounted, Publisher)> {
+    pub(crate) async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Result<(DataFiles, Publisher)> {
         let mut pause = self.every;
-        let mut pressure = self.mounted.pressure();
         let mut compacting: Option<AbortOnDropHandle<Result<bool>>> = None;
         loop {
             let order = tokio::select! {
@@ -223,7 +223,7 @@ impl Cutter {
                     continue;
                 }
                 // Dirty pages fill the cache: sooner than the clock says, but not in a hurry after a failure.
-                () = raised(&mut pressure), if pause == self.every => None,
+                () = self.files.wait_for_pressure(), if pause == self.every => None,
                 () = tokio::time::sleep(pause) => None,
             };
             if let Some(Order::FlushPosition(answer)) = order {
@@ -232,7 +232,13 @@ impl Cutter {
                 drop(answer.send(flush_position(&self.client, project).await));
                 continue;
             }
-            if order.is_none() && !self.mounted.is_dirty() {
+            if !self.files.can_be_cut() {
+                if let Some(Order::Cut(answer)) = order {
+                    drop(answer.send(Err(CoreError::NoCutOfCopies)));
+                }
+                continue;
+            }
+            if order.is_none() && !self.files.is_dirty() {
                 pause = self.every;
                 continue;
             }
@@ -240,9 +246,8 @@ impl Cutter {
             pause = self.after(&outcome, pause);
             if outcome.is_ok() && compacting.is_none() {
                 // In a task of its own: merging gigabytes must not hold up the next cut.
-                let mounted = Arc::clone(&self.mounted);
-                compacting =
-                    Some(AbortOnDropHandle::new(tokio::spawn(async move { mounted.compact().await })));
+                let files = Arc::clone(&self.files);
+                compacting = Some(AbortOnDropHandle::new(tokio::spawn(async move { files.compact().await })));
             }
             let fatal = matches!(&outcome, Err(CoreError::Fenced { .. } | CoreError::NoSuchBranch { .. }));
             match (order, outcome) {
@@ -257,8 +262,8 @@ impl Cutter {
             // Whatever became of it: layers that were merged and are not named yet are nobody's.
             let _ = task.await;
         }
-        let mounted = Arc::into_inner(self.mounted).ok_or(CoreError::ComputeEnding)?;
-        Ok((mounted, self.publisher))
+        let files = Arc::into_inner(self.files).ok_or(CoreError::ComputeEnding)?;
+        Ok((files, self.publisher))
     }
 
     /// Shows how it went, and says when the next attempt is due.
@@ -285,9 +290,9 @@ impl Cutter {
         let project = self.publisher.latest.head.project.clone();
         self.horizon.hold(&self.client, project.as_str()).await;
         let floor = on_mount(&self.data, wal_floor).await?;
-        let cut = self.mounted.cut()?;
+        let cut = self.files.cut()?;
         let flushed = flush_position(&self.client, &project).await?;
-        let captured = self.mounted.capture(cut).await?;
+        let captured = self.files.capture(cut).await?;
         if self.majority.wait_for(|majority| *majority >= flushed).await.is_err() {
             return Err(CoreError::ComputeEnding);
         }
@@ -305,14 +310,6 @@ impl Cutter {
         let published = self.publisher.publish(captured, moment).await?;
         self.horizon.published(&self.client, project.as_str()).await?;
         Ok(published)
-    }
-}
-
-/// Waits until dirty pages fill the cache.
-async fn raised(pressure: &mut watch::Receiver<bool>) {
-    if pressure.wait_for(|high| *high).await.is_err() {
-        // The mount is gone; whoever owns it notices elsewhere.
-        std::future::pending().await
     }
 }
 

@@ -20,6 +20,7 @@ mod catalog_horizon;
 mod control;
 mod control_file;
 mod cutting;
+mod data_files;
 mod directory;
 mod idleness;
 mod local_wal;
@@ -28,6 +29,7 @@ mod rewinding;
 mod server;
 mod serving;
 mod severing;
+mod sole_standby;
 mod starting;
 mod wal_floor;
 
@@ -48,6 +50,7 @@ use crate::{CoreError, Result, Timestamp};
 
 pub(crate) use branch_beginning::archive_shut_down_wal;
 pub use control::{Answer, Question, State, Status, ask};
+pub use data_files::Mount;
 pub(crate) use directory::{ComputeDirectory, control_socket, is_orphaned};
 pub use server::PORT;
 pub(crate) use server::{Purpose, Server, log_tail, open_log};
@@ -74,6 +77,8 @@ pub struct ComputeSpec {
     pub keepers: Vec<KeeperAddress>,
     /// What a commit waits for.
     pub durability: Durability,
+    /// How Postgres gets its data directory.
+    pub mount: Mount,
     /// How much of the local disk fetched pages may take.
     pub cache_limit: u64,
     /// How long nothing has to happen for the branch to go to sleep by itself; `None`: never.
@@ -109,6 +114,7 @@ pub async fn run(spec: ComputeSpec, shutdown: CancellationToken) -> Result<End> 
         project: spec.project.clone(),
         branch: spec.branch,
         name: None,
+        mount: spec.mount,
         state: State::Starting,
         pid: std::process::id(),
         postgres_pid: None,

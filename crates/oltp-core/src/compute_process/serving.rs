@@ -15,12 +15,13 @@ use wal_decoder::Lsn;
 
 use super::control::{self, Answer, Question, Request, State, Status};
 use super::cutting::{Cutter, Moment, Order, Publisher};
+use super::data_files::DataFiles;
 use super::idleness::Idleness;
 use super::server::Server;
 use super::wal_floor::{read_control_file, wal_floor};
 use super::{End, local_wal, rewinding};
 use crate::ids::{BranchId, ManifestNumber, ProjectName, Term, Timeline};
-use crate::page_fs::{CaptureKind, Mounted};
+use crate::page_fs::CaptureKind;
 use crate::wal_keeper::{StreamEnd, Streaming};
 use crate::{CoreError, Result};
 
@@ -244,11 +245,11 @@ async fn suspend(
     branch: BranchId,
     server: Server,
     streaming: &Streaming,
-    cutting: AbortOnDropHandle<Result<(Mounted, Publisher)>>,
+    cutting: AbortOnDropHandle<Result<(DataFiles, Publisher)>>,
     (data, wal): (&Path, &Path),
     timeline: Timeline,
 ) -> Result<ManifestNumber> {
-    let (mounted, mut publisher) = joined(cutting.await)?;
+    let (files, mut publisher) = joined(cutting.await)?;
     server.stop().await?;
     let control = rewinding::on_mount(data, read_control_file).await?;
     if !control.is_shut_down() {
@@ -274,9 +275,9 @@ async fn suspend(
         .await
         .map_err(|_| CoreError::DrainTimedOut { project: project.to_string(), limit: DRAIN_LIMIT })??;
     let floor = rewinding::on_mount(data, wal_floor).await?;
-    let captured = mounted.capture_clean(mounted.cut()?).await?;
+    let captured = files.capture_stopped().await?;
     let moment = Moment { kind: CaptureKind::CleanShutdown, timeline, wal_floor: floor, min_recovery: end };
     let manifest = publisher.publish(captured, moment).await?;
-    mounted.unmount_clean(publisher.latest()).await?;
+    files.leave(publisher.latest()).await?;
     Ok(manifest)
 }

@@ -14,18 +14,19 @@ use super::branch_beginning::begin_branch;
 use super::catalog_horizon::CatalogHorizon;
 use super::control::{State, Status};
 use super::cutting::{Cutter, Publisher};
+use super::data_files::DataFiles;
 use super::idleness::Idleness;
-use super::owner_extensions;
 use super::rewinding::on_mount;
 use super::server::{PORT, Purpose, SUPERUSER, Server};
 use super::serving::Started;
 use super::wal_floor::{read_control_file, wal_floor, write_control_file};
 use super::{ComputeDirectory, ComputeSpec};
+use super::{owner_extensions, sole_standby};
 use crate::ids::Term;
-use crate::page_fs::{MountOptions, Mounted};
+use crate::page_fs::MountOptions;
 use crate::page_store::{BranchState, Manifest, ManifestKind};
 use crate::wal_keeper::{Durability, Elected, Election, LogName, StreamConfig, WalArchive, elect};
-use crate::{CoreError, Result, provision, settings};
+use crate::{CoreError, Result, initdb, provision, settings};
 
 /// A socket on this machine is open at once, or the server is gone.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -129,7 +130,7 @@ async fn start_ordinary(
     let mut publisher = Publisher::new(spec.pages.clone(), Arc::clone(&manifest), term);
     // The same state under the name that the local cache knows it by, unless somebody published in between.
     let known = if before.head.number.next() == head.number { before } else { Arc::clone(&manifest) };
-    let mounted = mount(spec, directory, known, term).await?;
+    let files = open_data(spec, directory, known, term).await?;
     steps.done("mount");
     let from = on_mount(&directory.data(), wal_floor).await?;
     empty(&directory.wal())?;
@@ -165,14 +166,16 @@ async fn start_ordinary(
         server.connect("postgres")
     )?;
     steps.done("stream and owner");
-    let fetches = mounted.cache_use().fetches;
+    let fetches = files.fetches();
     tracing::info!(project = %spec.project, branch = %spec.branch, fetches, "awake after {steps}");
-    let idle = Idleness::new(spec.suspend_after, watching, server.superuser("postgres"));
+    sole_standby::defend(&watching, spec.project.as_str()).await?;
+    let idle =
+        Idleness::new(spec.project.clone(), spec.suspend_after, watching, server.superuser("postgres"));
     let cutter = Cutter {
         majority: streaming.majority(),
         recoverable: streaming.recoverable(),
         archived: (spec.durability == Durability::Store).then(|| streaming.archived()),
-        mounted: Arc::new(mounted),
+        files: Arc::new(files),
         publisher,
         data: directory.data(),
         client,
@@ -192,13 +195,13 @@ async fn settle_owner(spec: &ComputeSpec, server: &Server, client: &Client) -> R
     provision::settle_password(server, client, project, owner, password).await
 }
 
-/// Mounts the manifest's pages.
-pub(super) async fn mount(
+/// Has the manifest's data directory where Postgres looks for it.
+pub(super) async fn open_data(
     spec: &ComputeSpec,
     directory: &ComputeDirectory,
     manifest: Arc<Manifest>,
     term: Term,
-) -> Result<Mounted> {
+) -> Result<DataFiles> {
     let options = MountOptions {
         mount_point: directory.data(),
         cache_directory: directory.cache(),
@@ -208,7 +211,7 @@ pub(super) async fn mount(
         owner: directory.user().clone(),
         term,
     };
-    Mounted::mount(options, spec.pages.clone(), manifest).await
+    DataFiles::open(spec.mount, options, spec.pages.clone(), manifest).await
 }
 
 /// What a predecessor left in `pg_wal` may be further than the keepers' majority ever was.
@@ -243,15 +246,18 @@ async fn prepare(spec: &ComputeSpec, directory: &ComputeDirectory, replays: bool
     .await
 }
 
-/// Writes the project's settings into the data directory, if they are not there already.
+/// Writes the project's settings and the access rules into the data directory, where they are not there already.
 pub(super) async fn write_configuration(spec: &ComputeSpec, directory: &ComputeDirectory) -> Result<()> {
     let configuration = settings::render(spec.project.as_str(), &spec.settings)?;
     let user = directory.user().clone();
     on_mount(&directory.data(), move |data| {
-        let path = data.join(settings::FILE);
-        if !std::fs::read_to_string(&path).is_ok_and(|present| present == configuration) {
-            std::fs::write(&path, &configuration).map_err(CoreError::io("write", &path))?;
-            user.own(&path)?;
+        let rules = initdb::branch_access_rules();
+        for (name, wanted) in [(settings::FILE, &configuration), (initdb::ACCESS_RULES, &rules)] {
+            let path = data.join(name);
+            if !std::fs::read_to_string(&path).is_ok_and(|present| present == *wanted) {
+                std::fs::write(&path, wanted).map_err(CoreError::io("write", &path))?;
+                user.own(&path)?;
+            }
         }
         Ok(())
     })

@@ -64,6 +64,14 @@ impl Refusal {
         )
     }
 
+    pub(crate) fn impatient_stream() -> Refusal {
+        Refusal::new(
+            "08P01",
+            "START_REPLICATION came before the answer to the command before it",
+            "Wait for the answer to each command before you send the next one.",
+        )
+    }
+
     pub(crate) fn startup_too_long() -> Refusal {
         Refusal::new("08P01", "the startup packet is too long", "Leave out some of its settings.")
     }

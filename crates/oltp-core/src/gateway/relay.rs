@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   client ──► (ReplicationGuard, in replication sessions only) ──► Postgres
-//!   client ◄── LoginMessages until the session is ready, then as they come ◄── Postgres
+//!   client ◄── LoginMessages until the session is ready, then (AnswerWatch, in the same) ◄── Postgres
 //! ```
 //!
 //! Each direction has one buffer and reads only when that is empty: a side that does not read stops the other.
@@ -23,6 +23,7 @@ use super::login_messages::{LoginMessages, Progress, UnexpectedMessage, put_key}
 use super::refusal::{Refusal, part};
 use super::replication_guard::ReplicationGuard;
 use super::waker::Endpoint;
+use super::walsender_answers::AnswerWatch;
 
 /// Twice what Postgres sends at once.
 const BUFFER: usize = 16 << 10;
@@ -54,6 +55,7 @@ impl Relay {
         let Relay { client, early, server, answered, endpoint, guard, keys, counters } = self;
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_server, mut to_server) = server.into_split();
+        let answers = guard.as_ref().map(ReplicationGuard::answer_watch);
         let ended = {
             let upward = async {
                 let upward = up(&mut from_client, &mut to_server, early, guard, &counters.bytes_from_clients);
@@ -67,7 +69,9 @@ impl Relay {
                 let registered =
                     log_in(&mut from_server, &mut to_client, &mut rest, &endpoint, &keys, &counters).await;
                 match registered {
-                    Ok(Some(_registration)) => down(&mut from_server, &mut to_client, rest, &counters).await,
+                    Ok(Some(_registration)) => {
+                        down(&mut from_server, &mut to_client, rest, answers, &counters).await
+                    }
                     Ok(None) => Ended::ByServer,
                     Err(ended) => ended,
                 }
@@ -122,12 +126,16 @@ async fn down(
     server: &mut (impl AsyncRead + Unpin),
     client: &mut (impl AsyncWrite + Unpin),
     mut buffer: BytesMut,
+    mut answers: Option<AnswerWatch>,
     counters: &Counters,
 ) -> Ended {
     buffer.reserve(BUFFER);
     loop {
         if !buffer.is_empty() {
             counters.bytes_to_clients.add(buffer.len());
+            if let Some(answers) = &mut answers {
+                answers.watch(&buffer);
+            }
             if pass_on(&mut buffer, client).await.is_err() {
                 return Ended::ByClient;
             }

@@ -5,17 +5,25 @@
 //! is good for nothing else, is refused at the door. A session with `replication=database` can send the physical
 //! commands too, so its commands are looked at here; the walsender takes commands as simple queries only.
 //!
-//! Postgres waits for the keeper by its `application_name`, and believes any walsender of that name. It is refused and
-//! the one given is made explicit, so that no setting of a role or database puts another in its place. A role that
-//! may replicate can still set the name from within (`set_config`): it can then lose the durability of its own
-//! database, as it can with `synchronous_commit`, and of no other.
+//! Postgres waits for the keeper by its `application_name`, and believes any walsender of that name. It is refused at
+//! the door, and the one given is made explicit, so that no setting of a role or database puts another in its place.
+//! Statements of the session itself can still change it; a walsender takes its name into account when it begins to
+//! stream. So a stream is begun only by a session that has answers to everything it asked, and with them no name of ours
+//! (`walsender_answers.rs`). No client sends its next command earlier.
 
+use std::sync::Arc;
+
+use super::message_frames::{MessageFrames, is_space};
 use super::refusal::Refusal;
 use super::startup_message::StartupMessage;
+use super::walsender_answers::{AnswerWatch, Answers};
 
 const RESERVED_PREFIX: &[u8] = b"tidewater";
 
 const QUERY: u8 = b'Q';
+
+/// Passwords, the data of a COPY or a stream and its end, and Terminate: nothing that ReadyForQuery answers by itself.
+const UNANSWERED: &[u8] = b"pdcfX";
 
 /// Room for `START_REPLICATION SLOT <63 bytes> LOGICAL` with generous spaces.
 const COMMAND_LIMIT: usize = 512;
@@ -30,89 +38,92 @@ pub(crate) fn admit(message: &mut StartupMessage) -> Result<Option<ReplicationGu
     if value.as_ref() != b"database" {
         return Err(Refusal::physical_replication());
     }
-    let name = message.application_name.get_or_insert_default();
-    if name.get(..RESERVED_PREFIX.len()).is_some_and(|prefix| prefix.eq_ignore_ascii_case(RESERVED_PREFIX)) {
+    if is_reserved(message.application_name.get_or_insert_default()) {
         return Err(Refusal::reserved_application_name());
     }
     Ok(Some(ReplicationGuard::default()))
 }
 
+/// Whether an application name is one of ours.
+pub(crate) fn is_reserved(name: &[u8]) -> bool {
+    name.get(..RESERVED_PREFIX.len()).is_some_and(|prefix| prefix.eq_ignore_ascii_case(RESERVED_PREFIX))
+}
+
 /// Follows a client's messages, however they are cut.
 #[derive(Debug, Default)]
 pub(crate) struct ReplicationGuard {
-    /// The header of the message that begins, as far as it has come.
-    header: Vec<u8>,
-    /// Bytes of the present message that are still to come.
-    remaining: usize,
-    /// The beginning of the present query; `None` in any other message.
-    command: Option<Vec<u8>>,
+    frames: MessageFrames,
+    /// Queries so far.
+    asked: u64,
+    /// A message that no walsender takes: how many answers there will be is not known any more.
+    lost_count: bool,
+    answers: Arc<Answers>,
 }
 
 impl ReplicationGuard {
+    /// For the other direction.
+    pub(crate) fn answer_watch(&self) -> AnswerWatch {
+        AnswerWatch::new(Arc::clone(&self.answers))
+    }
+
     /// Looks at the next bytes of the client. They may be passed on only if this says so.
     pub(crate) fn watch(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
-        while let Some((&first, rest)) = bytes.split_first() {
-            if self.remaining == 0 {
-                self.header.push(first);
-                bytes = rest;
-                self.begin_message()?;
-                continue;
-            }
-            let (part, rest) = bytes.split_at_checked(self.remaining).unwrap_or((bytes, &[]));
-            self.remaining -= part.len();
-            bytes = rest;
-            if let Some(command) = &mut self.command {
-                let skip = if command.is_empty() { part.len() - part.trim_ascii_start().len() } else { 0 };
-                let room = COMMAND_LIMIT.saturating_sub(command.len());
-                command.extend(part.iter().skip(skip).take(room));
-            }
-            if self.remaining == 0 {
-                self.end_message()?;
+        let room = |tag| if tag == QUERY { COMMAND_LIMIT } else { 0 };
+        while let Some((tag, body)) = self.frames.next(&mut bytes, room) {
+            if tag == QUERY {
+                self.admit_command(&body)?;
+                self.asked += 1;
+            } else if !UNANSWERED.contains(&tag) {
+                self.lost_count = true;
             }
         }
         Ok(())
     }
 
-    fn begin_message(&mut self) -> Result<(), Refusal> {
-        let Some(&[tag, a, b, c, d]) = self.header.first_chunk() else { return Ok(()) };
-        self.header.clear();
-        let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-        // A length below its own four bytes: Postgres ends such a session, and gets the chance to say so.
-        self.remaining = length.saturating_sub(4);
-        self.command = (tag == QUERY).then(Vec::new);
-        if self.remaining == 0 { self.end_message() } else { Ok(()) }
-    }
-
-    fn end_message(&mut self) -> Result<(), Refusal> {
-        match self.command.take() {
-            Some(command) if is_physical(&command) => Err(Refusal::physical_replication()),
-            _ => Ok(()),
+    fn admit_command(&self, command: &[u8]) -> Result<(), Refusal> {
+        match Command::of(command) {
+            Command::Physical => Err(Refusal::physical_replication()),
+            Command::StartLogical if self.lost_count || self.answers.queries() != self.asked => {
+                Err(Refusal::impatient_stream())
+            }
+            Command::StartLogical if self.answers.has_reserved_name() => {
+                Err(Refusal::reserved_application_name())
+            }
+            Command::StartLogical | Command::Other => Ok(()),
         }
     }
 }
 
-/// Anything that begins like the commands in question and is not exactly the logical form counts as physical.
-fn is_physical(command: &[u8]) -> bool {
-    let is_word_byte = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
-    let end = command.iter().position(|byte| !is_word_byte(byte)).unwrap_or(command.len());
-    let verb = command.get(..end).unwrap_or_default();
-    if verb.eq_ignore_ascii_case(b"BASE_BACKUP") {
-        return true;
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Physical,
+    StartLogical,
+    Other,
+}
+
+impl Command {
+    /// Anything that begins like the commands in question and is not exactly the logical form counts as physical.
+    fn of(command: &[u8]) -> Command {
+        let is_word_byte = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+        let end = command.iter().position(|byte| !is_word_byte(byte)).unwrap_or(command.len());
+        let verb = command.get(..end).unwrap_or_default();
+        if verb.eq_ignore_ascii_case(b"BASE_BACKUP") {
+            return Command::Physical;
+        }
+        if !verb.eq_ignore_ascii_case(b"START_REPLICATION") {
+            return Command::Other;
+        }
+        let mut words = command.split(is_space).filter(|word| !word.is_empty()).skip(1);
+        let slot = words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SLOT"));
+        let logical = words.nth(1).is_some_and(|word| word.eq_ignore_ascii_case(b"LOGICAL"));
+        if slot && logical { Command::StartLogical } else { Command::Physical }
     }
-    if !verb.eq_ignore_ascii_case(b"START_REPLICATION") {
-        return false;
-    }
-    let mut words = command.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).skip(1);
-    let slot = words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SLOT"));
-    let logical = words.nth(1).is_some_and(|word| word.eq_ignore_ascii_case(b"LOGICAL"));
-    !(slot && logical)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use proptest::prelude::*;
 
     fn startup(replication: &'static str, application_name: Option<&'static str>) -> StartupMessage {
         StartupMessage {
@@ -175,6 +186,7 @@ mod tests {
             "START_REPLICATION SLOT s 0/0",
             "START_REPLICATION SLOT s PHYSICAL 0/0",
             "\t start_replication PHYSICAL 0/0 TIMELINE 1",
+            "\x0bSTART_REPLICATION 0/0",
             "START_REPLICATION SLOT \"LOGICAL\" 0/0",
             "START_REPLICATION;",
             "BASE_BACKUP (LABEL 'x')",
@@ -191,19 +203,44 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_begins_only_after_every_answer_and_under_no_name_of_ours() {
+        const START: &str = "START_REPLICATION SLOT s LOGICAL 0/0";
+        let ready = b"Z\0\0\0\x05I";
+        let mut at_once = ReplicationGuard::default();
+        let pipelined =
+            [query("SELECT set_config('application_name', 'tidewater_keeper', false)"), query(START)];
+        assert_eq!(at_once.watch(&pipelined.concat()), Err(Refusal::impatient_stream()));
+
+        let mut renamed = ReplicationGuard::default();
+        let mut answers = renamed.answer_watch();
+        renamed.watch(&query("SET application_name = tidewater_keeper")).unwrap();
+        answers.watch(b"S\0\0\0\x26application_name\0tidewater_keeper\0");
+        answers.watch(ready);
+        assert_eq!(renamed.watch(&query(START)), Err(Refusal::reserved_application_name()));
+
+        // A message that only looks as if it were answered.
+        let mut confused = ReplicationGuard::default();
+        let mut answers = confused.answer_watch();
+        confused.watch(b"F\0\0\0\x04").unwrap();
+        answers.watch(ready);
+        confused.watch(&query("SELECT 1")).unwrap();
+        assert_eq!(confused.watch(&query(START)), Err(Refusal::impatient_stream()));
+
+        let mut patient = ReplicationGuard::default();
+        let mut answers = patient.answer_watch();
+        for _ in 0..3 {
+            patient.watch(&query("IDENTIFY_SYSTEM")).unwrap();
+            answers.watch(ready);
+            patient.watch(&query(START)).unwrap();
+            patient.watch(b"d\0\0\0\x05rc\0\0\0\x04").unwrap();
+            answers.watch(ready);
+        }
+    }
+
+    #[test]
     fn spaces_before_a_command_do_not_hide_it() {
         let padded = format!("{}START_REPLICATION 0/0", " ".repeat(3 * COMMAND_LIMIT));
         let mut guard = ReplicationGuard::default();
         assert!(query(&padded).chunks(100).try_for_each(|piece| guard.watch(piece)).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_followed_within_bounds(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            let mut guard = ReplicationGuard::default();
-            let _ = guard.watch(&bytes);
-            prop_assert!(guard.header.len() < 5);
-            prop_assert!(guard.command.is_none_or(|command| command.len() <= COMMAND_LIMIT));
-        }
     }
 }

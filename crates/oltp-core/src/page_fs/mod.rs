@@ -68,6 +68,7 @@ pub use capture::{CaptureKind, Captured};
 pub use import::import_cluster;
 pub use materialise::{materialise, stamp};
 pub use mount_point::detach_stale_mounts;
+pub(crate) use mount_point::free_mount_point;
 
 /// More threads than this only contend: each request takes microseconds.
 const THREADS: usize = 8;
@@ -158,10 +159,7 @@ impl Mounted {
         manifest: Arc<Manifest>,
         runtime: Handle,
     ) -> Result<Mounted> {
-        detach_stale_mounts(&options.mount_point)?;
-        if mount_point::is_in_use(&options.mount_point)? {
-            return Err(CoreError::MountPointInUse { mount_point: options.mount_point });
-        }
+        free_mount_point(&options.mount_point)?;
         let temporary = prepare_cache_directory(&options)?;
         let mut next_id = manifest.body.next_file_id;
         let mut tree = Mirror::tree_of(&manifest, is_clean(&manifest.head.kind), &mut next_id)?;

@@ -37,8 +37,20 @@ pub fn detach_stale_mounts(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(detached)
 }
 
+/// Detaches what a killed process left mounted there, and makes sure that nothing living is.
+///
+/// # Errors
+/// Something living is mounted there, or the operating system refuses.
+pub(crate) fn free_mount_point(point: &Path) -> Result<()> {
+    detach_stale_mounts(point)?;
+    if is_in_use(point)? {
+        return Err(CoreError::MountPointInUse { mount_point: point.to_owned() });
+    }
+    Ok(())
+}
+
 /// True when a living page filesystem is mounted exactly there.
-pub(super) fn is_in_use(point: &Path) -> Result<bool> {
+fn is_in_use(point: &Path) -> Result<bool> {
     Ok(mounts()?.iter().any(|mounted| mounted == point) && is_alive(point))
 }
 

@@ -1,16 +1,18 @@
 //! Reading everything that a project has in the store, and saying what is wrong with it.
 //!
-//! Each manifest is decoded; each layer is read in full, with every checksum of ours and, where a
-//! manifest says that the file is a relation's, Postgres's own; every layer that a manifest names must
-//! be there with the length and index it names. Memory holds one manifest and one layer at a time.
+//! Each manifest is decoded; each layer is read in full, with every checksum of ours and, where the first
+//! manifest that names it says that the file is a relation's, Postgres's own; every layer that a manifest names
+//! must be there with the length and index it names. Memory holds one manifest and one layer at a time.
+//!
+//! A file's number means something only together with such a manifest: branches number their files apart from one
+//! another, and a compute that starts after a crash numbers anew what its predecessor had not published yet.
 //!
 //! What nobody refers to is no damage: collection has not come by yet. WAL between what is archived and
 //! what a manifest needs is no damage either, for the keepers may have it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use object_store::ObjectMeta;
 use serde::Serialize;
 
 use super::PageStore;
@@ -108,13 +110,8 @@ impl ObjectCount {
     }
 }
 
-/// What manifests say about layers.
-#[derive(Default)]
-struct References {
-    layers: HashMap<LayerId, LayerRef>,
-    /// Which relation file a number stands for.
-    relations: HashMap<FileId, (String, RelationFile)>,
-}
+/// Which relation file a number stands for in a manifest, and its path.
+type Relations = HashMap<FileId, (String, RelationFile)>;
 
 impl Inspection {
     /// Whether anything is wrong.
@@ -166,13 +163,13 @@ impl PageStore {
             None => {}
         }
         // Manifests first: what they name was there before them, so the listing afterwards has it.
-        let mut references = References::default();
+        let mut named = HashSet::new();
         for branch in self.branch_ids(name).await? {
-            let branch = self.inspect_branch(name, branch, &mut references, &mut report).await?;
+            let branch = self.inspect_branch(name, branch, &mut named, &mut report).await?;
             report.branches.push(branch);
         }
         report.branches.sort_by(|left, right| left.name.cmp(&right.name));
-        self.inspect_layers(name, &references, &mut report).await?;
+        self.inspect_layers(name, &named, &mut report).await?;
         self.inspect_wal(name, &mut report).await?;
         Ok(report)
     }
@@ -181,7 +178,7 @@ impl PageStore {
         &self,
         project: &ProjectName,
         branch: BranchId,
-        references: &mut References,
+        named: &mut HashSet<LayerId>,
         report: &mut ProjectInspection,
     ) -> Result<BranchInspection> {
         let numbers = self.numbers(project, branch).await?;
@@ -199,50 +196,68 @@ impl PageStore {
         };
         for number in numbers {
             if let Some(manifest) = report.note(self.manifest(project, branch, number).await)? {
-                references.add(&manifest);
+                self.inspect_named_layers(&manifest, named, report).await?;
                 inspection.describe(&manifest);
             }
         }
         Ok(inspection)
     }
 
-    /// Every layer in the project's folder, and every one that is named and lies elsewhere.
+    /// The layers that this manifest is the first to name.
+    async fn inspect_named_layers(
+        &self,
+        manifest: &Manifest,
+        named: &mut HashSet<LayerId>,
+        report: &mut ProjectInspection,
+    ) -> Result<()> {
+        let new: Vec<&LayerRef> =
+            manifest.body.layers.iter().filter(|layer| named.insert(layer.id)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let relations = relations(manifest);
+        for reference in new {
+            let path = object_names::layer(reference);
+            let name = self.storage.name_of(&path);
+            match report.note(self.storage.get(&path, layer_format::OBJECT_LIMIT).await)?.flatten() {
+                Some(bytes) => report.check_layer(&name, &bytes, Some((reference, &relations))),
+                None if self.is_there(manifest).await? => {
+                    report.defect(name, "a manifest names it, and it is missing".to_owned());
+                }
+                // Retention took both.
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_there(&self, manifest: &Manifest) -> Result<bool> {
+        let head = &manifest.head;
+        let path = object_names::manifest(&head.project, head.branch, head.number);
+        Ok(self.storage.head(&path).await?.is_some())
+    }
+
+    /// What is in the project's folder of layers, and every one of them that no manifest names.
     async fn inspect_layers(
         &self,
         project: &ProjectName,
-        references: &References,
+        named: &HashSet<LayerId>,
         report: &mut ProjectInspection,
     ) -> Result<()> {
-        let mut present: BTreeMap<LayerId, ObjectMeta> = BTreeMap::new();
         for object in self.storage.list(&object_names::layers(project), None).await? {
             report.layers.add(object.size);
-            match object_names::layer_id(&object.location) {
-                Some((_, _, id)) => drop(present.insert(id, object)),
-                None => report
-                    .defect(self.storage.name_of(&object.location), "it is not named as a layer".to_owned()),
+            let name = self.storage.name_of(&object.location);
+            let Some((_, _, id)) = object_names::layer_id(&object.location) else {
+                report.defect(name, "it is not named as a layer".to_owned());
+                continue;
+            };
+            if named.contains(&id) {
+                continue;
             }
-        }
-        for (id, object) in &present {
-            let reference = references.layers.get(id);
-            if reference.is_none() {
-                report.unreferenced_layers.add(object.size);
-            }
-            if let Some(Some(bytes)) =
-                report.note(self.storage.get(&object.location, layer_format::OBJECT_LIMIT).await)?
-            {
-                report.check_layer(&self.storage.name_of(&object.location), &bytes, reference, references);
-            }
-        }
-        for reference in references.layers.values().filter(|reference| !present.contains_key(&reference.id)) {
-            // A template's, or one that is gone.
-            let path = object_names::layer(reference);
-            match self.storage.get(&path, layer_format::OBJECT_LIMIT).await {
-                Ok(None) => report
-                    .defect(self.storage.name_of(&path), "a manifest names it, and it is missing".to_owned()),
-                Ok(Some(bytes)) => {
-                    report.check_layer(&self.storage.name_of(&path), &bytes, Some(reference), references);
-                }
-                failed => drop(report.note(failed)?),
+            report.unreferenced_layers.add(object.size);
+            let read = report.note(self.storage.get(&object.location, layer_format::OBJECT_LIMIT).await)?;
+            if let Some(bytes) = read.flatten() {
+                report.check_layer(&name, &bytes, None);
             }
         }
         Ok(())
@@ -266,16 +281,9 @@ impl PageStore {
     }
 }
 
-impl References {
-    fn add(&mut self, manifest: &Manifest) {
-        self.layers.extend(manifest.body.layers.iter().map(|layer| (layer.id, layer.clone())));
-        let relations = manifest
-            .body
-            .files
-            .iter()
-            .filter_map(|file| Some((file.id, (file.path.clone(), RelationFile::of(&file.path)?))));
-        self.relations.extend(relations);
-    }
+fn relations(manifest: &Manifest) -> Relations {
+    let files = manifest.body.files.iter();
+    files.filter_map(|file| Some((file.id, (file.path.clone(), RelationFile::of(&file.path)?)))).collect()
 }
 
 impl BranchInspection {
@@ -324,18 +332,12 @@ impl ProjectInspection {
         }
     }
 
-    fn check_layer(
-        &mut self,
-        object: &str,
-        bytes: &[u8],
-        reference: Option<&LayerRef>,
-        references: &References,
-    ) {
+    fn check_layer(&mut self, object: &str, bytes: &[u8], named: Option<(&LayerRef, &Relations)>) {
         let layer = match LayerObject::parse(bytes) {
             Ok(layer) => layer,
             Err(defect) => return self.defect(object.to_owned(), defect.to_string()),
         };
-        if reference.is_some_and(|reference| !layer.is_named_by(reference)) {
+        if named.is_some_and(|(reference, _)| !layer.is_named_by(reference)) {
             self.defect(object.to_owned(), "it is another layer than the manifest names".to_owned());
         }
         for run in layer.runs() {
@@ -348,7 +350,8 @@ impl ProjectInspection {
             };
             for (key, page) in pages {
                 self.pages += 1;
-                let Some((path, relation)) = references.relations.get(&key.file) else { continue };
+                let relation = named.and_then(|(_, relations)| relations.get(&key.file));
+                let Some((path, relation)) = relation else { continue };
                 self.verified_pages += 1;
                 if let Err(reason) = relation.verify(key.block, page.bytes()) {
                     self.defect(

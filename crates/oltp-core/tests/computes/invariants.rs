@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use oltp_core::CoreError;
 use oltp_core::branches::Point;
-use oltp_core::compute_process::{Answer, Question};
+use oltp_core::compute_process::{Answer, PORT, Question};
+use oltp_core::wal_keeper::STANDBY_NAME;
+use postgres_connector::{Host, PhysicalSession, ReplicationSession, SourceConfig, StreamOptions, TlsMode};
 use tokio_postgres::Client;
+use wal_decoder::Lsn;
 
-use crate::lab::{Lab, named, number, project, until};
+use crate::lab::{Lab, PASSWORD, Running, named, number, project, until};
 
 /// What must not happen would have happened by then: it needs nothing but a few milliseconds.
 const A_WHILE: Duration = Duration::from_millis(700);
@@ -114,6 +117,62 @@ async fn a_commit_that_the_keepers_lack_is_seen_by_nobody_and_lost_with_its_comp
     lab.start_keeper().await;
     let compute = lab.start(main).await;
     assert_eq!(number(&compute.owner().await, "SELECT count(*) FROM t").await, 1);
+    compute.suspend().await;
+}
+
+/// The owner, past the gateway, under the keepers' name.
+fn impostor(compute: &Running) -> SourceConfig {
+    SourceConfig {
+        hosts: vec![(Host::Unix(compute.status.socket_directory.clone().unwrap()), PORT)],
+        user: "shop".to_owned(),
+        dbname: "shop".to_owned(),
+        password: Some(PASSWORD.to_owned().into()),
+        tls: TlsMode::Disable,
+        ca_file: None,
+        application_name: STANDBY_NAME.to_owned(),
+        connect_timeout: Duration::from_secs(60),
+        options: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walsender_that_takes_the_keepers_name_confirms_no_commit_and_is_ended() {
+    let mut lab = Lab::new().await;
+    let main = lab.project().await;
+    let compute = lab.start(main).await;
+    let (client, other) = (compute.owner().await, compute.owner().await);
+    client
+        .batch_execute(
+            "CREATE TABLE t (a int); CREATE PUBLICATION p FOR TABLE t; \
+             SELECT pg_create_logical_replication_slot('s', 'pgoutput')",
+        )
+        .await
+        .unwrap();
+    let impostor = impostor(&compute);
+    let Err(refused) = PhysicalSession::connect(&impostor).await else { panic!("a physical stream") };
+    let said = std::error::Error::source(&refused).map_or(refused.to_string(), ToString::to_string);
+    assert!(said.contains("pg_hba.conf"), "{said}");
+
+    lab.stop_keeper().await;
+    let commit = tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (1)").await });
+    let superuser = compute.superuser(&lab).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    until("the commit waits", async || number(&superuser, waiting).await > 0).await;
+    let session = ReplicationSession::connect(&impostor).await.unwrap();
+    let options = StreamOptions::for_server(session.server_version());
+    let mut stream = session.start_logical("s", Lsn::ZERO, &["p"], options).await.unwrap();
+    let confirmer = stream.confirmer();
+    let far: String =
+        superuser.query_one("SELECT (pg_current_wal_flush_lsn() + 1000)::text", &[]).await.unwrap().get(0);
+    confirmer.confirm(far.parse().unwrap()).await.unwrap();
+    let ended = async { while stream.next().await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(120), ended).await.expect("the impostor lives");
+    assert_eq!(number(&other, "SELECT count(*) FROM t").await, 0, "another session sees the commit");
+    assert!(!commit.is_finished(), "the impostor has confirmed a commit");
+
+    lab.start_keeper().await;
+    commit.await.unwrap().unwrap();
+    drop((other, superuser));
     compute.suspend().await;
 }
 

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use oltp_core::compute_process::Question;
+use oltp_core::compute_process::{Answer, Question};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
-use crate::lab::{Lab, Running, number};
+use crate::lab::{Lab, Running, number, until};
 
 const WRITERS: i32 = 4;
 
@@ -44,12 +44,26 @@ async fn an_acknowledged_commit_is_never_lost_whenever_everything_is_killed() {
             compute.ask(Question::Cut).await;
         }
         tokio::time::sleep(Duration::from_millis(random.random_range(50..600))).await;
+        // Every other time the keeper goes first: whatever is acknowledged without it is gone.
+        let without_keeper = round % 2 == 1;
+        if without_keeper {
+            lab.stop_keeper().await;
+            until("the status says that commits wait", async || commits_wait(&compute).await).await;
+        }
         compute.kill().await;
         writers.join_all().await;
+        if without_keeper {
+            lab.start_keeper().await;
+        }
     }
     let compute = lab.start(main).await;
     check(&lab, &compute, &acknowledged, rounds, seed).await;
     compute.suspend().await;
+}
+
+async fn commits_wait(compute: &Running) -> bool {
+    let Answer::Status(status) = compute.ask(Question::Status).await else { panic!("no status") };
+    status.commits_wait.is_some()
 }
 
 /// Counts up, one commit a step, until the server is gone. A step is acknowledged once its answer is here.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use oltp_core::branches::{Branches, Point};
-use oltp_core::compute_process::{self, Answer, ComputeSpec, End, Question, Status};
+use oltp_core::compute_process::{self, Answer, ComputeSpec, End, Mount, Question, Status};
 use oltp_core::computes::{Computes, ComputesOptions};
 use oltp_core::ids::{BranchId, BranchName, ProjectName};
 use oltp_core::page_store::PageStore;
@@ -33,6 +33,7 @@ pub struct Lab {
     pub installation: Installation,
     pub computes: Computes,
     pub branches: Branches,
+    pub mount: Mount,
     keeper: Option<(CancellationToken, JoinHandle<()>)>,
 }
 
@@ -57,10 +58,11 @@ impl Lab {
         let storage =
             Storage::open(folder.path().join("storage").to_str().unwrap(), &BTreeMap::new()).unwrap();
         let pages = PageStore::new(storage);
-        let installation = find_installation(None, 18).await.unwrap();
+        let installation = find_installation(None, postgres_major()).await.unwrap();
         let computes = computes_in(&folder, "state");
         let branches = Branches::new(pages.clone(), computes.clone());
-        let mut lab = Lab { folder, pages, installation, computes, branches, keeper: None };
+        let mount = Mount::Fuse;
+        let mut lab = Lab { folder, pages, installation, computes, branches, mount, keeper: None };
         lab.start_keeper().await;
         lab
     }
@@ -112,6 +114,7 @@ impl Lab {
             installation: self.installation.clone(),
             keepers: vec![KeeperAddress::unix(self.keeper_socket())],
             durability: Durability::Keeper,
+            mount: self.mount,
             cache_limit: 256 << 20,
             suspend_after: None,
             cut_every: Duration::from_millis(500),
@@ -150,6 +153,11 @@ impl Lab {
             }
         }
     }
+}
+
+/// `make old-postgres` runs these on 17 as well.
+pub fn postgres_major() -> u32 {
+    std::env::var("TIDEWATER_POSTGRES_MAJOR").map_or(18, |major| major.parse().unwrap())
 }
 
 fn open_to_all() -> std::fs::Permissions {

@@ -1,6 +1,7 @@
 //! The life of one branch: made, used, killed, moved, put to sleep.
 
-use oltp_core::compute_process::{Answer, End, Question};
+use oltp_core::branches::Point;
+use oltp_core::compute_process::{Answer, End, Mount, Question};
 use oltp_core::page_store::ManifestKind;
 
 use crate::lab::{Lab, number, project, until};
@@ -81,6 +82,80 @@ async fn a_suspended_branch_wakes_without_recovery_and_with_its_unlogged_rows_an
     assert!(log.contains("database system was shut down"), "{log}");
     assert!(!log.contains("redo starts"), "{log}");
     compute.suspend().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_without_fuse_is_copied_sleeps_branches_and_loses_nothing_when_it_is_killed() {
+    let mut lab = Lab::new().await;
+    lab.mount = Mount::Copy;
+    let main = lab.project().await;
+    let compute = lab.start(main).await;
+    let client = compute.owner().await;
+    client
+        .batch_execute(
+            "CREATE TABLE t (a int PRIMARY KEY, b text); CREATE TABLE gone (a int); CREATE UNLOGGED TABLE u (a int); \
+             INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 20000) n; INSERT INTO u VALUES (1); \
+             SELECT pg_create_logical_replication_slot('other_tool', 'test_decoding')",
+        )
+        .await
+        .unwrap();
+    drop(client);
+    assert_eq!(compute.status.mount, Mount::Copy);
+    let End::Suspended(_) = compute.suspend().await;
+
+    // As it was left here: nothing is fetched. Then killed, with everything since that start only in the WAL.
+    let record = lab.computes.directory_of(&project(), main).join("data.copied");
+    assert!(record.exists());
+    let compute = lab.start(main).await;
+    assert!(!record.exists());
+    let client = compute.owner().await;
+    assert_eq!(number(&client, "SELECT count(*) FROM u").await, 1);
+    client
+        .batch_execute(
+            "UPDATE t SET b = 'new' WHERE a % 100 = 0; DELETE FROM t WHERE a % 7 = 0; DROP TABLE gone; \
+             CREATE TABLE more AS SELECT * FROM t; CHECKPOINT; INSERT INTO more VALUES (0, 'last')",
+        )
+        .await
+        .unwrap();
+    let sum = "SELECT sum(hashtext(a || b))::bigint FROM (TABLE t UNION ALL TABLE more) s";
+    let before = number(&client, sum).await;
+    drop(client);
+    compute.kill().await;
+    let compute = lab.start(main).await;
+    let client = compute.owner().await;
+    assert_eq!(number(&client, sum).await, before);
+    assert_eq!(number(&client, "SELECT count(*) FROM u").await, 0, "an unlogged table after a crash");
+
+    // A branch of what runs, and the same pages behind a mount on another machine.
+    client.batch_execute("DELETE FROM more WHERE a = 0").await.unwrap();
+    let after = number(&client, sum).await;
+    let branch = lab.branch_of_main("dev", Point::Now).await;
+    client.batch_execute("TRUNCATE t").await.unwrap();
+    assert_eq!(number(&branch.owner().await, sum).await, after);
+    branch.suspend().await;
+    client.batch_execute("INSERT INTO t SELECT n, 'again' FROM generate_series(1, 10) n").await.unwrap();
+    drop(client);
+    compute.suspend().await;
+    lab.mount = Mount::Fuse;
+    lab.move_elsewhere("another machine");
+    let compute = lab.start(main).await;
+    let superuser = compute.superuser(&lab).await;
+    assert_eq!(number(&superuser, "SELECT count(*) FROM t").await, 10);
+    superuser
+        .batch_execute(
+            "CREATE EXTENSION amcheck; SELECT bt_index_check(c.oid, true) FROM pg_class c \
+             JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relkind = 'i' AND c.relpersistence = 'p'",
+        )
+        .await
+        .unwrap();
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'other_tool'";
+    assert_eq!(number(&superuser, slots).await, 1);
+    drop(superuser);
+    compute.suspend().await;
+    lab.move_elsewhere("state");
+    let here = lab.start(main).await;
+    assert!(!lab.computes.directory_of(&project(), main).join("data.copied").exists());
+    here.suspend().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

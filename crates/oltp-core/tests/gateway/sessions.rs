@@ -125,5 +125,11 @@ async fn logical_replication_passes_and_physical_does_not() {
     printed(house.psql("shop", named).await);
     let shown = house.psql("dbname=shop replication=database", "SHOW application_name").await;
     assert_eq!(printed(shown), "psql");
+    let mut renamed = house.program("psql");
+    renamed.arg("dbname=shop replication=database");
+    renamed.args(["-c", "SELECT set_config('application_name', 'tide' || 'water_keeper', false)"]);
+    renamed.args(["-c", "START_REPLICATION SLOT s LOGICAL 0/0"]);
+    let complaint = complaint(&renamed.output().await.unwrap());
+    assert!(complaint.contains("application_name"), "{complaint}");
     house.close().await;
 }

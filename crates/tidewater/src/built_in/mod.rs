@@ -16,7 +16,7 @@ mod standing_process;
 
 use crate::config::{self, Config, CoreDatabase, Database};
 use oltp_core::branches::Branches;
-use oltp_core::compute_process::{CUT_EVERY, ComputeSpec};
+use oltp_core::compute_process::{CUT_EVERY, ComputeSpec, Mount};
 use oltp_core::computes::{Computes, ComputesOptions};
 use oltp_core::ids::{BranchId, BranchName, ProjectName};
 use oltp_core::page_store::PageStore;
@@ -231,6 +231,10 @@ impl BuiltIn {
             durability: match self.settings.durability {
                 config::Durability::Keeper => Durability::Keeper,
                 config::Durability::Store => Durability::Store,
+            },
+            mount: match self.settings.mount {
+                config::Mount::Fuse => Mount::Fuse,
+                config::Mount::Copy => Mount::Copy,
             },
             cache_limit: self.settings.cache.bytes(),
             suspend_after: (!suspend_after.is_zero()).then(|| suspend_after.duration()),

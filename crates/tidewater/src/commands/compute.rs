@@ -5,6 +5,7 @@ use super::{CommandError, Outcome};
 use crate::built_in::{BuiltIn, branch_place};
 use crate::config::Config;
 use oltp_core::CoreError;
+use oltp_core::compute_process::Mount;
 use oltp_core::ids::ProjectName;
 use std::io::Write;
 use std::path::Path;
@@ -24,12 +25,13 @@ pub(super) async fn list(config: &Config, file: &Path, json: bool) -> Result<Out
         let trouble = troubles.into_iter().flatten().next();
         writeln!(
             out,
-            "{:<32} {:<10} pid {:<8} confirmed {}  in the store {}{}",
+            "{:<32} {:<10} pid {:<8} confirmed {}  in the store {}{}{}",
             place,
             word(&compute.state)?,
             compute.pid,
             compute.majority,
             compute.archived,
+            if compute.mount == Mount::Copy { "  (mount: copy)" } else { "" },
             trouble.map_or_else(String::new, |trouble| format!("  {trouble}")),
         )?;
     }

@@ -2,7 +2,7 @@
 //!
 //! Their pages lie in the core's storage, and keeper, gateway and computes are processes of their own: here they are
 //! started and watched, and a daemon that is killed leaves them serving. Where the system has no FUSE the pages
-//! cannot be separated from the server; a database that is made there lies in an ordinary folder, under an ordinary
+//! cannot be mounted; a database that is made there without `mount: copy` lies in an ordinary folder, under an ordinary
 //! Postgres of the daemon's, and stays there.
 //!
 //! Those that are synced are up before the syncs and stop after them; the others sleep until somebody connects.
@@ -10,7 +10,7 @@
 use super::DaemonError;
 use super::core_metrics::{CoreMetrics, LOOK_EVERY};
 use crate::built_in::{BuiltIn, BuiltInDatabase};
-use crate::config::{Config, CoreDatabase, Database};
+use crate::config::{Config, CoreDatabase, Database, Mount};
 use oltp_core::ids::ProjectName;
 use oltp_core::{Compute, CoreError, Listen, Project, ProjectOptions, Timestamp, find_installation};
 use postgres_connector::SourceConfig;
@@ -113,7 +113,7 @@ impl Databases {
         name: &str,
         database: &CoreDatabase,
     ) -> Result<SourceConfig, DaemonError> {
-        tracing::warn!(database = %name, "its pages are in an ordinary folder: no branches, no restore, no sleep. A database made where {FUSE_DEVICE} exists has them");
+        tracing::warn!(database = %name, "its pages are in an ordinary folder: no branches, no restore, no sleep. A database made where {FUSE_DEVICE} exists, or with `core.mount: copy`, has them");
         let failed = |source| DaemonError::Core { database: name.to_owned(), source };
         let compute = start_ordinary(config, name, database).await.map_err(failed)?;
         let url = compute.superuser_url_with_password();
@@ -174,7 +174,8 @@ fn is_ordinary(config: &Config, name: &str) -> bool {
     if storage.join("projects").join(name).exists() {
         return false;
     }
-    storage.join(name).join("data").exists() || !Path::new(FUSE_DEVICE).exists()
+    let mount = config.core.as_ref().map(|core| core.mount).unwrap_or_default();
+    storage.join(name).join("data").exists() || mount == Mount::Fuse && !Path::new(FUSE_DEVICE).exists()
 }
 
 fn source_error(database: &str, error: postgres_connector::Error) -> DaemonError {

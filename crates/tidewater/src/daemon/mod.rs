@@ -38,7 +38,7 @@ mod table_writer;
 pub use error::{DaemonError, SyncError, error_chain};
 pub use serving::{LakeTable, ServingError, definition as served_definition};
 
-use crate::config::{Config, Mount, SchemaChanges};
+use crate::config::{Config, SchemaChanges};
 use crate::reload::Reload;
 use crate::requests::Requests;
 use crate::status::StatusBoard;
@@ -106,9 +106,6 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
     }
     if config.listen.tls.is_some() {
         return not_built("`listen.tls`");
-    }
-    if config.core.as_ref().is_some_and(|core| core.mount != Mount::default()) {
-        return not_built("`core.mount: copy`");
     }
     for entry in &config.to_lake {
         if entry.schema_changes != SchemaChanges::Rewrite {

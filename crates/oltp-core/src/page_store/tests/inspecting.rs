@@ -103,7 +103,22 @@ async fn a_missing_layer_a_strange_object_and_a_wrong_page_are_found() {
     store.storage.delete(&object_names::layer(&main.body.layers[1])).await.unwrap();
     store.storage.put_if_absent(&object_names::layers(&shop()).join("notes.txt"), "x".into()).await.unwrap();
     let reasons: Vec<String> = defects(&store).await.into_iter().map(|defect| defect.reason).collect();
-    assert_eq!(reasons, ["it is not named as a layer", "a manifest names it, and it is missing"]);
+    assert_eq!(reasons, ["a manifest names it, and it is missing", "it is not named as a layer"]);
+}
+
+#[tokio::test]
+async fn a_number_is_another_file_in_another_branch_and_in_what_was_never_published() {
+    let store = in_memory();
+    let main = a_project(&store).await;
+    // What is file 2 of the main branch, a relation, is another file here and of no relation.
+    let mut child = branch_of(&main, "child");
+    child.body.files = vec![file(1, 4), file(2, 4)];
+    child.body.layers.clear();
+    add_layer(&store, &mut child, [key(2, 0)]).await;
+    store.create_branch(&Arc::new(child.clone()), None).await.unwrap();
+    // And a compute was killed before it published what it had captured.
+    add_layer(&store, &mut child, [key(2, 1)]).await;
+    assert_eq!(defects(&store).await, []);
 }
 
 #[tokio::test]

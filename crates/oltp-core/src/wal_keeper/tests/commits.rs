@@ -31,6 +31,9 @@ async fn an_acknowledged_commit_is_never_lost() {
         majority.wait_for(|now| now.0 > before.0 + 20_000).await.unwrap();
         if round % 2 == 1 {
             keepers[0].kill().await;
+            // Whatever is acknowledged from here on is gone.
+            let streaming = &compute.streaming;
+            until("the status says so", async || streaming.status().waiting_for(MOMENT).is_some()).await;
         }
         compute.kill().await;
         if round % 2 == 1 {
