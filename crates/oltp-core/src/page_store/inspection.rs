@@ -2,15 +2,15 @@
 //!
 //! Each manifest is decoded; each layer is read in full, with every checksum of ours and, where a
 //! manifest says that the file is a relation's, Postgres's own; every layer that a manifest names must
-//! be there with the length and index it names. Memory holds one manifest and one layer at a time.
+//! be there with the length and index it names. Memory holds one manifest and one layer at a time, and the names of the
+//! layers.
 //!
 //! What nobody refers to is no damage: collection has not come by yet. WAL between what is archived and
 //! what a manifest needs is no damage either, for the keepers may have it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use object_store::ObjectMeta;
 use serde::Serialize;
 
 use super::PageStore;
@@ -108,13 +108,8 @@ impl ObjectCount {
     }
 }
 
-/// What manifests say about layers.
-#[derive(Default)]
-struct References {
-    layers: HashMap<LayerId, LayerRef>,
-    /// Which relation file a number stands for.
-    relations: HashMap<FileId, (String, RelationFile)>,
-}
+/// Which relation file a number stands for, in one manifest.
+type Relations<'a> = HashMap<FileId, (&'a str, RelationFile)>;
 
 impl Inspection {
     /// Whether anything is wrong.
@@ -165,14 +160,13 @@ impl PageStore {
             ),
             None => {}
         }
-        // Manifests first: what they name was there before them, so the listing afterwards has it.
-        let mut references = References::default();
+        let mut named = HashSet::new();
         for branch in self.branch_ids(name).await? {
-            let branch = self.inspect_branch(name, branch, &mut references, &mut report).await?;
+            let branch = self.inspect_branch(name, branch, &mut named, &mut report).await?;
             report.branches.push(branch);
         }
         report.branches.sort_by(|left, right| left.name.cmp(&right.name));
-        self.inspect_layers(name, &references, &mut report).await?;
+        self.inspect_unnamed_layers(name, &named, &mut report).await?;
         self.inspect_wal(name, &mut report).await?;
         Ok(report)
     }
@@ -181,7 +175,7 @@ impl PageStore {
         &self,
         project: &ProjectName,
         branch: BranchId,
-        references: &mut References,
+        named: &mut HashSet<LayerId>,
         report: &mut ProjectInspection,
     ) -> Result<BranchInspection> {
         let numbers = self.numbers(project, branch).await?;
@@ -199,50 +193,63 @@ impl PageStore {
         };
         for number in numbers {
             if let Some(manifest) = report.note(self.manifest(project, branch, number).await)? {
-                references.add(&manifest);
+                self.inspect_named_layers(&manifest, named, report).await?;
                 inspection.describe(&manifest);
             }
         }
         Ok(inspection)
     }
 
-    /// Every layer in the project's folder, and every one that is named and lies elsewhere.
-    async fn inspect_layers(
+    /// The layers that a manifest is the first to name. Its files are the ones that their numbers stand for: a branch and its
+    /// parent go on counting from the same number, and so does the compute after one that was killed.
+    async fn inspect_named_layers(
         &self,
-        project: &ProjectName,
-        references: &References,
+        manifest: &Manifest,
+        named: &mut HashSet<LayerId>,
         report: &mut ProjectInspection,
     ) -> Result<()> {
-        let mut present: BTreeMap<LayerId, ObjectMeta> = BTreeMap::new();
+        let mut relations: Option<Relations<'_>> = None;
+        for reference in &manifest.body.layers {
+            if !named.insert(reference.id) {
+                continue;
+            }
+            let path = object_names::layer(reference);
+            let read = report.note(self.storage.get(&path, layer_format::OBJECT_LIMIT).await)?;
+            let object = self.storage.name_of(&path);
+            match read {
+                Some(Some(bytes)) => {
+                    let relations = relations.get_or_insert_with(|| relations_of(manifest));
+                    report.check_layer(&object, &bytes, Some(reference), relations);
+                }
+                Some(None) => report.defect(object, "a manifest names it, and it is missing".to_owned()),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the layers in the project's folder, and reads those that no manifest names. What their numbers stand for
+    /// only the compute knew that wrote them.
+    async fn inspect_unnamed_layers(
+        &self,
+        project: &ProjectName,
+        named: &HashSet<LayerId>,
+        report: &mut ProjectInspection,
+    ) -> Result<()> {
         for object in self.storage.list(&object_names::layers(project), None).await? {
             report.layers.add(object.size);
-            match object_names::layer_id(&object.location) {
-                Some((_, _, id)) => drop(present.insert(id, object)),
-                None => report
-                    .defect(self.storage.name_of(&object.location), "it is not named as a layer".to_owned()),
+            let name = self.storage.name_of(&object.location);
+            let Some((_, _, id)) = object_names::layer_id(&object.location) else {
+                report.defect(name, "it is not named as a layer".to_owned());
+                continue;
+            };
+            if named.contains(&id) {
+                continue;
             }
-        }
-        for (id, object) in &present {
-            let reference = references.layers.get(id);
-            if reference.is_none() {
-                report.unreferenced_layers.add(object.size);
-            }
-            if let Some(Some(bytes)) =
-                report.note(self.storage.get(&object.location, layer_format::OBJECT_LIMIT).await)?
-            {
-                report.check_layer(&self.storage.name_of(&object.location), &bytes, reference, references);
-            }
-        }
-        for reference in references.layers.values().filter(|reference| !present.contains_key(&reference.id)) {
-            // A template's, or one that is gone.
-            let path = object_names::layer(reference);
-            match self.storage.get(&path, layer_format::OBJECT_LIMIT).await {
-                Ok(None) => report
-                    .defect(self.storage.name_of(&path), "a manifest names it, and it is missing".to_owned()),
-                Ok(Some(bytes)) => {
-                    report.check_layer(&self.storage.name_of(&path), &bytes, Some(reference), references);
-                }
-                failed => drop(report.note(failed)?),
+            report.unreferenced_layers.add(object.size);
+            let read = self.storage.get(&object.location, layer_format::OBJECT_LIMIT).await;
+            if let Some(Some(bytes)) = report.note(read)? {
+                report.check_layer(&name, &bytes, None, &Relations::new());
             }
         }
         Ok(())
@@ -266,16 +273,9 @@ impl PageStore {
     }
 }
 
-impl References {
-    fn add(&mut self, manifest: &Manifest) {
-        self.layers.extend(manifest.body.layers.iter().map(|layer| (layer.id, layer.clone())));
-        let relations = manifest
-            .body
-            .files
-            .iter()
-            .filter_map(|file| Some((file.id, (file.path.clone(), RelationFile::of(&file.path)?))));
-        self.relations.extend(relations);
-    }
+fn relations_of(manifest: &Manifest) -> Relations<'_> {
+    let files = manifest.body.files.iter();
+    files.filter_map(|file| Some((file.id, (file.path.as_str(), RelationFile::of(&file.path)?)))).collect()
 }
 
 impl BranchInspection {
@@ -329,7 +329,7 @@ impl ProjectInspection {
         object: &str,
         bytes: &[u8],
         reference: Option<&LayerRef>,
-        references: &References,
+        relations: &Relations<'_>,
     ) {
         let layer = match LayerObject::parse(bytes) {
             Ok(layer) => layer,
@@ -348,7 +348,7 @@ impl ProjectInspection {
             };
             for (key, page) in pages {
                 self.pages += 1;
-                let Some((path, relation)) = references.relations.get(&key.file) else { continue };
+                let Some((path, relation)) = relations.get(&key.file) else { continue };
                 self.verified_pages += 1;
                 if let Err(reason) = relation.verify(key.block, page.bytes()) {
                     self.defect(

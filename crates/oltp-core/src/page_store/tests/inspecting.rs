@@ -57,6 +57,27 @@ async fn a_sound_project_has_no_defects_and_its_parts_are_counted() {
 }
 
 #[tokio::test]
+async fn a_number_is_another_file_where_it_was_drawn_twice_and_that_is_no_damage() {
+    let store = in_memory();
+    let main = a_project(&store).await;
+    // By a compute that was killed before it published, by the one after it, and on a branch made before.
+    let mut killed = main.clone();
+    add_layer(&store, &mut killed, [key(100, 0)]).await;
+    let mut next = following(&main);
+    next.head.term = Term(2);
+    next.body.files.push(FileEntry { path: "base/5/16400".to_owned(), ..file(100, 1) });
+    let mut writer = store.write_layers(&shop(), main.head.branch, Term(2), LayerSequence(2)).unwrap();
+    writer.add(key(100, 0), &Page::zeroed()).await.unwrap();
+    next.body.layers.extend(writer.finish().await.unwrap());
+    store.publish(&Arc::new(next)).await.unwrap();
+    let mut branch = branch_of(&main, "dev");
+    branch.body.files.push(file(100, 1));
+    add_layer(&store, &mut branch, [key(100, 0)]).await;
+    store.create_branch(&Arc::new(branch), Some(&main.head)).await.unwrap();
+    assert_eq!(defects(&store).await, []);
+}
+
+#[tokio::test]
 async fn a_template_needs_no_record() {
     let store = in_memory();
     let mut template = manifest(BranchId::random(), 1, 1);
@@ -103,7 +124,7 @@ async fn a_missing_layer_a_strange_object_and_a_wrong_page_are_found() {
     store.storage.delete(&object_names::layer(&main.body.layers[1])).await.unwrap();
     store.storage.put_if_absent(&object_names::layers(&shop()).join("notes.txt"), "x".into()).await.unwrap();
     let reasons: Vec<String> = defects(&store).await.into_iter().map(|defect| defect.reason).collect();
-    assert_eq!(reasons, ["it is not named as a layer", "a manifest names it, and it is missing"]);
+    assert_eq!(reasons, ["a manifest names it, and it is missing", "it is not named as a layer"]);
 }
 
 #[tokio::test]
