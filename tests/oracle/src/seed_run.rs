@@ -115,6 +115,8 @@ fn configuration(script: &Script, url: &str, store: Option<&S3Server>) -> String
     let overrides: serde_json::Map<String, Value> = script
         .lake_partitioned
         .iter()
+        // A history alone has nothing that could be partitioned, and the configuration says so.
+        .filter(|_| script.mode != Mode::History)
         .map(|table| (table.clone(), json!({"partition_by": ["bucket"]})))
         .collect();
     let to_lake = json!([{
