@@ -104,9 +104,6 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
     if config.listen.lake_sql.is_some() {
         return not_built("`listen.lake_sql`");
     }
-    if config.listen.tls.is_some() {
-        return not_built("`listen.tls`");
-    }
     if config.core.as_ref().is_some_and(|core| core.mount != Mount::default()) {
         return not_built("`core.mount: copy`");
     }
