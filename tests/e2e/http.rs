@@ -81,6 +81,59 @@ async fn over_tcp_everybody_may_look_and_only_the_token_changes_something() {
     daemon.stop().await;
 }
 
+/// What a TLS client hears that trusts `ca.pem` of a folder.
+async fn ask_encrypted(folder: &std::path::Path, port: u16, line: &str) -> String {
+    let request = format!("{line} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n");
+    let mut client = tokio::process::Command::new("openssl")
+        .args(["s_client", "-quiet", "-verify_return_error", "-CAfile", "ca.pem", "-connect"])
+        .arg(format!("127.0.0.1:{port}"))
+        .current_dir(folder)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = client.stdin.take().unwrap();
+    stdin.write_all(request.as_bytes()).await.unwrap();
+    let heard = tokio::time::timeout(SOON, client.wait_with_output()).await.unwrap().unwrap();
+    drop(stdin);
+    assert!(heard.status.success(), "{}", String::from_utf8_lossy(&heard.stderr));
+    String::from_utf8(heard.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn with_a_certificate_only_who_speaks_tls_is_answered() {
+    let (port, gateway) = (free_port(), free_port());
+    let site = Site::new(&format!(
+        "version: 1\nlake: {{uri: ./lake}}\n\
+         listen: {{http: \"127.0.0.1:{port}\", tls: {{cert_file: server.crt, key_file: server.key}}}}\n\
+         core: {{storage: ./core, listen: \"127.0.0.1:{gateway}\"}}\ndatabases:\n  shop: {{core: {{}}}}\n"
+    ));
+    let refused = site.command(&["run", "--until-caught-up"]).await;
+    assert!(refused.stderr.contains("listen.tls"), "{}", refused.stderr);
+
+    let certificate = "set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.pem -subj /CN=ca -days 2
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout server.key -out server.csr -subj /CN=us
+        echo 'subjectAltName=IP:127.0.0.1' > san
+        openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile san";
+    let made = std::process::Command::new("sh").args(["-c", certificate]).current_dir(site.path()).output();
+    let made = made.unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let daemon = site.start().await;
+    let answer = ask_encrypted(site.path(), port, "GET /livez").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("alive"), "{answer}");
+
+    let mut plain = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    plain.write_all(b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut heard = Vec::new();
+    // A reset is as good an answer as an end.
+    let _ = tokio::time::timeout(SOON, plain.read_to_end(&mut heard)).await.unwrap();
+    assert!(!String::from_utf8_lossy(&heard).contains("alive"));
+    daemon.stop().await;
+}
+
 /// Waits for a line of the metrics.
 async fn shows(port: u16, line: &str) {
     let host = format!("Host: 127.0.0.1:{port}");

@@ -27,6 +27,14 @@ pub struct ServerError {
     pub hint: Option<String>,
 }
 
+impl ServerError {
+    /// Whether its words have a setting's name in them.
+    fn names(&self, setting: &str) -> bool {
+        let words = [Some(&self.message), self.detail.as_ref(), self.hint.as_ref()];
+        words.into_iter().flatten().any(|words| words.contains(setting))
+    }
+}
+
 fn part(lead: &str, text: &Option<String>) -> String {
     text.as_ref().map(|text| format!("{lead}{text}")).unwrap_or_default()
 }
@@ -427,7 +435,9 @@ impl Error {
             | SqlState::CRASH_SHUTDOWN
             | SqlState::DATABASE_DROPPED
             | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Error::SessionEnded { place: name, source },
-            SqlState::CONFIGURATION_LIMIT_EXCEEDED | SqlState::TOO_MANY_CONNECTIONS => {
+            SqlState::TOO_MANY_CONNECTIONS => Error::NoneLeft { place: name, source },
+            // The code has other causes as well: `temp_file_limit`, say.
+            SqlState::CONFIGURATION_LIMIT_EXCEEDED if source.names("max_replication_slots") => {
                 Error::NoneLeft { place: name, source }
             }
             SqlState::DISK_FULL => Error::DiskFull { place: name, doing, source },
@@ -527,6 +537,20 @@ mod tests {
         let words = "can no longer access replication slot \"s\"";
         let error = Error::from_slot_command(&place(), "START_REPLICATION", "s", server("55000", words));
         assert!(matches!(error, Error::SlotLost { .. }) && !error.is_transient(), "{error:?}");
+    }
+
+    #[test]
+    fn a_limit_that_is_reached_is_about_slots_only_where_the_server_says_so() {
+        let slots = ServerError {
+            hint: Some("Free one or increase \"max_replication_slots\".".into()),
+            ..server("53400", "all replication slots are in use")
+        };
+        let error = Error::from_slot_command(&place(), "CREATE_REPLICATION_SLOT", "s", slots);
+        assert!(matches!(error, Error::NoneLeft { .. }), "{error:?}");
+        let files = server("53400", "temporary file size exceeds \"temp_file_limit\" (1024kB)");
+        let error = Error::from_server(&place(), "finding each change's place", files);
+        assert!(matches!(error, Error::Server { .. }) && error.is_transient(), "{error:?}");
+        assert!(!error.to_string().contains("slot"), "{error}");
     }
 
     #[tokio::test]

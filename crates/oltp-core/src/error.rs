@@ -695,9 +695,11 @@ pub enum CoreError {
     },
     /// The gateway's certificate or key is none.
     #[error(
-        "the file `{file}` in `core.tls` cannot be used. It has to hold a certificate, or its key, in PEM form"
+        "the file `{file}` in `{setting}` cannot be used. It has to hold a certificate, or its key, in PEM form"
     )]
-    GatewayCertificate {
+    Certificate {
+        /// Which part of the configuration names it.
+        setting: &'static str,
         /// The file.
         file: PathBuf,
         /// Why not.

@@ -55,8 +55,8 @@ use self::cancel::CancelKeys;
 use self::client_stream::ClientStream;
 pub use self::counters::{Counters, CountersSnapshot};
 use self::opening::{Opened, OpeningError};
-use self::server_tls::ServerTls;
-pub use self::server_tls::TlsFiles;
+use self::server_tls::ALPN;
+pub use self::server_tls::{ServerTls, TlsFiles};
 use self::startup_message::CancelRequest;
 pub use self::target::{BranchAddress, MAIN_BRANCH, Target, TargetError};
 use self::waiting_room::WaitingRoom;
@@ -160,7 +160,7 @@ impl Gateway {
         if tls.is_none() && unencrypted == Unencrypted::Loopback && !is_loopback(listen) {
             return Err(CoreError::GatewayUnprotected { address: listen });
         }
-        let tls = tls.map(ServerTls::load).transpose()?;
+        let tls = tls.map(|files| ServerTls::load(files, "core.tls", ALPN)).transpose()?;
         let taken = |source| CoreError::GatewayAddress { address: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(taken)?;
         let address = listener.local_addr().map_err(taken)?;

@@ -17,7 +17,6 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 
 use super::client_stream::ClientStream;
 use super::refusal::Refusal;
@@ -123,7 +122,7 @@ async fn read_packet(client: &mut ClientStream) -> ReadPacket {
 /// `at_once` is TLS without asking for it first; such clients have to name the protocol, or another protocol's
 /// client could be led here (as `SSLRequest` does it for the others).
 async fn handshake(socket: TcpStream, tls: &ServerTls, at_once: bool) -> io::Result<ClientStream> {
-    let stream = TlsAcceptor::from(tls.current()).accept(socket).await?;
+    let stream = tls.accept(socket).await?;
     if at_once && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
         return Err(unexpected("it begins with TLS at once and does not name the protocol (ALPN)"));
     }

@@ -1,10 +1,11 @@
-//! The gateway's certificate.
+//! A listener's certificate: the gateway's, and whatever else of Tidewater listens with TLS.
 //!
-//! Encryption ends here: between gateway and Postgres lies a Unix socket. That is also why SCRAM with channel binding
+//! The gateway's encryption ends here: between gateway and Postgres lies a Unix socket. That is also why SCRAM with channel binding
 //! (`SCRAM-SHA-256-PLUS`) cannot pass: it proves to the client that the one who knows its password also holds the
 //! certificate, and those are two programs. Postgres does not offer it on a Unix socket, so clients take plain
 //! `SCRAM-SHA-256` unless they insist (`channel_binding=require`).
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -13,6 +14,9 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::{CoreError, Result};
 
@@ -32,8 +36,10 @@ pub struct TlsFiles {
 }
 
 /// Follows the files: a renewed certificate serves the next connection without a restart.
-pub(crate) struct ServerTls {
+pub struct ServerTls {
     files: TlsFiles,
+    setting: &'static str,
+    protocol: &'static [u8],
     loaded: Mutex<Loaded>,
 }
 
@@ -46,19 +52,31 @@ struct Loaded {
 type Stamp = [(SystemTime, u64); 2];
 
 impl ServerTls {
-    pub(crate) fn load(files: TlsFiles) -> Result<ServerTls> {
-        let loaded = Loaded { stamp: stamp_of(&files), config: read(&files)? };
-        Ok(ServerTls { files, loaded: Mutex::new(loaded) })
+    /// Reads the files that `setting` of the configuration names, for a listener that speaks `protocol` (its name in ALPN).
+    ///
+    /// # Errors
+    /// A file cannot be read, or does not hold what it should.
+    pub fn load(files: TlsFiles, setting: &'static str, protocol: &'static [u8]) -> Result<ServerTls> {
+        let loaded = Loaded { stamp: stamp_of(&files), config: read(&files, setting, protocol)? };
+        Ok(ServerTls { files, setting, protocol, loaded: Mutex::new(loaded) })
+    }
+
+    /// Shakes hands with a client, for as long as it likes: whoever calls sets the limit.
+    ///
+    /// # Errors
+    /// What the client sends is no TLS, or it does not take the certificate.
+    pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
+        TlsAcceptor::from(self.current()).accept(stream).await
     }
 
     /// The settings for one more connection.
-    pub(crate) fn current(&self) -> Arc<ServerConfig> {
+    fn current(&self) -> Arc<ServerConfig> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = stamp_of(&self.files);
         if stamp != loaded.stamp {
             // Also when it cannot be read: it is tried again when it has changed again, not at each connection.
             loaded.stamp = stamp;
-            match read(&self.files) {
+            match read(&self.files, self.setting, self.protocol) {
                 Ok(config) => {
                     tracing::info!(cert_file = %self.files.cert_file.display(), "the changed certificate is in use");
                     loaded.config = config;
@@ -84,7 +102,15 @@ fn stamp_of(files: &TlsFiles) -> Option<Stamp> {
     Some([stamp(&files.cert_file)?, stamp(&files.key_file)?])
 }
 
-fn read(files: &TlsFiles) -> Result<Arc<ServerConfig>> {
+fn read(files: &TlsFiles, setting: &'static str, protocol: &[u8]) -> Result<Arc<ServerConfig>> {
+    let unusable = |file: &Path| {
+        let file = file.to_owned();
+        move |source: Box<dyn std::error::Error + Send + Sync>| CoreError::Certificate {
+            setting,
+            file,
+            source,
+        }
+    };
     for path in [&files.cert_file, &files.key_file] {
         let size = path.metadata().map_err(CoreError::io("read", path))?.len();
         if size > FILE_LIMIT {
@@ -101,10 +127,6 @@ fn read(files: &TlsFiles) -> Result<Arc<ServerConfig>> {
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(|error| unusable(&files.cert_file)(error.into()))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Arc::new(config))
-}
-
-fn unusable(file: &Path) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> CoreError {
-    move |source| CoreError::GatewayCertificate { file: file.to_owned(), source }
 }

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   commits from+1 ..= to ──▶ changed rows of files ──▶ one side only: as they are
-//!      (feed, or added and                       └────▶ both sides: compared, then
-//!       removed files)                                  read once more where they differ
+//!      (feed, or added and                       └────▶ both sides: compared, and
+//!       removed files)                                  told where they differ
 //! ```
 //!
 //! A commit with files of a Change Data Feed says by itself what it did. Any other is told from the files that it
 //! added and removed and from deletion vectors that grew or shrank. An engine that copies on write removes a file of
 //! a million rows and adds another to change one of them: there the two sides are compared as multisets of rows
-//! ([`ledger`]), and what is equal is no change. Versions that only move rows, such as OPTIMIZE, are none either.
+//! ([`comparison`]), and what is equal is no change. Versions that only move rows, such as OPTIMIZE, are none either.
 //!
 //! All rows come under the schema of the range's last version: null where a column is newer than the row.
 //!
@@ -19,6 +19,7 @@
 mod commit;
 mod comparison;
 mod file_changes;
+mod key_groups;
 mod ledger;
 mod row_hash;
 mod schema_change;
@@ -63,6 +64,22 @@ impl Detail {
     /// Whether the range is told as a whole.
     fn is_net(&self) -> bool {
         matches!(self, Detail::Net(_) | Detail::Upserts(_))
+    }
+
+    /// The names of the key's columns; none if rows are told by their files alone.
+    fn key(&self) -> &[String] {
+        match self {
+            Detail::AsRecorded => &[],
+            Detail::ByKey(names) | Detail::Net(names) | Detail::Upserts(names) => names,
+        }
+    }
+
+    /// The columns by which rows of a part are grouped. A condition may leave out some of the rows that they name.
+    fn key_part(&self, part: &Part) -> Part {
+        match self.key() {
+            [] => part.clone(),
+            names => Part { columns: names.to_vec(), filter: None },
+        }
     }
 }
 
@@ -137,6 +154,8 @@ pub(crate) struct Range {
     target: TableVersion,
     plan: Arc<ReadPlan>,
     feed_plan: Arc<ReadPlan>,
+    /// The key's columns alone; all of them where there is no key.
+    key_plan: Arc<ReadPlan>,
     detail: Detail,
     /// Places of the key's columns.
     key: Vec<usize>,
@@ -171,6 +190,7 @@ impl TableSource {
             to,
             key: key_places(self.uri(), &target, &schema, &detail)?,
             feed_plan: Arc::new(ReadPlan::of_feed(self.uri(), &target, part)?),
+            key_plan: Arc::new(ReadPlan::new(self.uri(), &target, &detail.key_part(part))?),
             target,
             plan,
             detail,
@@ -198,10 +218,6 @@ impl TableSource {
 }
 
 fn key_places(table: &str, target: &TableVersion, schema: &SchemaRef, detail: &Detail) -> Result<Vec<usize>> {
-    let names = match detail {
-        Detail::AsRecorded => return Ok(Vec::new()),
-        Detail::ByKey(names) | Detail::Net(names) | Detail::Upserts(names) => names,
-    };
     let place = |name: &String| {
         schema.index_of(name).map_err(|_| ReverseSyncError::NoSuchColumn {
             table: table.to_owned(),
@@ -209,7 +225,7 @@ fn key_places(table: &str, target: &TableVersion, schema: &SchemaRef, detail: &D
             column: name.clone(),
         })
     };
-    names.iter().map(place).collect()
+    detail.key().iter().map(place).collect()
 }
 
 /// Where changes go. Its end is the end of all interest in them.

@@ -27,6 +27,7 @@ use arrow::array::RecordBatch;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use postgres_connector::quote_identifier;
+use std::time::Instant;
 
 pub(super) const DELETING: &str = "deleting rows of the served table";
 pub(super) const UPDATING: &str = "updating rows of the served table";
@@ -110,7 +111,9 @@ impl Target {
         if !alterations.keep_rows() {
             return reload(COLUMNS_CHANGED);
         }
+        let began = Instant::now();
         let staged = self.stage_changes(layout, changes).await?;
+        tracing::debug!(table = %self.definition.name(), rows = staged.rows, took = ?began.elapsed(), "changes staged");
         if staged.removed > 0 && layout.timeseries.is_some() {
             return reload(OLDER_ROWS);
         }

@@ -84,6 +84,51 @@ async fn one_row_updated_in_a_large_copied_file_is_all_that_is_told() {
     assert_eq!(told_as(upserts, &table, 1, 2, Part::default()).await, expected[1..]);
 }
 
+/// Rows of texts that do not compress, so that a file of them is large.
+fn large_batch(ids: impl Iterator<Item = Option<i64>> + Clone) -> RecordBatch {
+    let mut random = 0x2545_F491_4F6C_DD1D_u64;
+    let mut text = |_| -> String {
+        let mut letter = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'!' + (random >> 58) as u8)
+        };
+        (0..240).map(|_| letter()).collect()
+    };
+    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(ids.clone().map(&mut text)));
+    let columns: [(&str, ArrayRef); 2] = [("id", Arc::new(Int64Array::from_iter(ids))), ("v", texts)];
+    RecordBatch::try_from_iter_with_nullable(columns.map(|(name, values)| (name, values, true))).unwrap()
+}
+
+#[tokio::test]
+async fn of_large_copied_files_just_the_rows_that_differ_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = delta_rs_table(folder.path()).await;
+    // Some rows share their key, some have none.
+    let ids = (0..30_000).map(|row| (row % 5_000 != 17).then_some(if row % 7_000 == 0 { 7 } else { row }));
+    let table = table.write([large_batch(ids)]).await.unwrap();
+    let several = col("id").eq(lit(7)).or(col("id").gt(lit(29_990))).or(col("id").is_null());
+    let (table, _) = table.update().with_predicate(several).with_update("v", lit("changed")).await.unwrap();
+    table
+        .delete()
+        .with_predicate(col("id").between(lit(100), lit(110)).or(col("id").is_null()))
+        .await
+        .unwrap();
+    let source = open(folder.path());
+    every_range_leads_from_one_version_to_the_other(&source, "large files", &["id"], &[]).await;
+    let part = Part { columns: vec!["id".into(), "v".into()], filter: Some("id < 20 OR id > 29998".into()) };
+    let mut found = told(&source, 1, 3, part).await;
+    found.sort_by_key(|(kind, id, _)| (*id, !matches!(kind, ChangeKind::UpdatePreimage)));
+    let kinds = found.iter().map(|(kind, id, _)| (*kind, *id)).collect::<Vec<_>>();
+    let update = |id| [(ChangeKind::UpdatePreimage, id), (ChangeKind::UpdatePostimage, id)];
+    // Six rows have the key 7: those of 7,000, 14,000 and so on, the first row, and its own.
+    let expected: Vec<_> = std::iter::repeat_n(ChangeKind::UpdatePreimage, 6)
+        .chain(std::iter::repeat_n(ChangeKind::UpdatePostimage, 6))
+        .map(|kind| (kind, 7))
+        .chain(update(29_999))
+        .collect();
+    assert_eq!(kinds, expected);
+}
+
 #[tokio::test]
 async fn a_row_that_leaves_the_part_asked_for_is_deleted_from_it() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,10 +5,10 @@
 
 use super::{CommandError, Outcome};
 use crate::built_in::{BuiltIn, Claim, GATEWAY, KEEPER};
-use crate::config::Config;
+use crate::config::{Config, TlsFiles};
 use oltp_core::compute_process;
 use oltp_core::computes::BranchWaker;
-use oltp_core::gateway::{Gateway, GatewayLimits, GatewayOptions, TlsFiles, Unencrypted};
+use oltp_core::gateway::{Gateway, GatewayLimits, GatewayOptions, Unencrypted};
 use oltp_core::ids::{BranchId, ProjectName};
 use oltp_core::wal_keeper::{KeeperEndpoint, KeeperOptions, KeeperServer};
 use std::io;
@@ -62,10 +62,7 @@ pub(super) async fn gateway(config: &Config, file: &Path) -> Result<Outcome, Com
     let settings = core.settings();
     let options = GatewayOptions {
         listen: settings.listen,
-        tls: settings.tls.as_ref().map(|tls| TlsFiles {
-            cert_file: tls.cert_file.to_path_buf(),
-            key_file: tls.key_file.to_path_buf(),
-        }),
+        tls: settings.tls.as_ref().map(TlsFiles::gateway_files),
         unencrypted: Unencrypted::Loopback,
         limits: GatewayLimits::default(),
     };

@@ -4,7 +4,7 @@ use super::error::INTERRUPTED;
 use super::state_lock::StateLock;
 use super::{CommandError, Outcome};
 use crate::built_in::BuiltIn;
-use crate::config::{Config, Database};
+use crate::config::{Config, Database, TlsFiles};
 use crate::daemon::{self, Controls, RunOptions};
 use crate::http::{self, Access, Api, ServeError};
 use crate::reload::Reloader;
@@ -67,7 +67,9 @@ pub(super) async fn serve(config: &Config, api: Api, stop: &CancellationToken) -
     let control = http::bind_control_socket(&config.control_socket())?;
     let access =
         Access::Token { token: config.listen.token.clone(), address: tcp.local_addr().map_err(failed)? };
-    tokio::spawn(http::serve_tcp(tcp, http::router(api.clone(), access), stop.clone()));
+    let tls =
+        config.listen.tls.as_ref().map(TlsFiles::gateway_files).map(http::load_certificate).transpose()?;
+    tokio::spawn(http::serve_tcp(tcp, tls, http::router(api.clone(), access), stop.clone()));
     tokio::spawn(http::serve_control_socket(control, http::router(api, Access::Owner), stop.clone()));
     Ok(())
 }

@@ -48,6 +48,16 @@ pub struct TlsFiles {
     pub key_file: LocalPath,
 }
 
+impl TlsFiles {
+    /// As the listeners take them.
+    pub fn gateway_files(&self) -> oltp_core::gateway::TlsFiles {
+        oltp_core::gateway::TlsFiles {
+            cert_file: self.cert_file.to_path_buf(),
+            key_file: self.key_file.to_path_buf(),
+        }
+    }
+}
+
 /// What Tidewater writes about itself into the lake.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

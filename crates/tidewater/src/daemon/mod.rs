@@ -104,9 +104,6 @@ fn refuse_what_is_not_built(config: &Config) -> Result<(), DaemonError> {
     if config.listen.lake_sql.is_some() {
         return not_built("`listen.lake_sql`");
     }
-    if config.listen.tls.is_some() {
-        return not_built("`listen.tls`");
-    }
     for entry in &config.to_lake {
         if entry.schema_changes != SchemaChanges::Rewrite {
             return not_built("`schema_changes: column_mapping`");

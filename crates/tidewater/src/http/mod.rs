@@ -1,7 +1,7 @@
 //! Health, metrics and the API, over TCP and over the control socket.
 //!
 //! ```text
-//!   TCP, loopback by default ──▶ reading routes; changing routes with token and Host
+//!   TCP, loopback by default ──▶ reading routes; changing routes with token and Host; TLS if there is a certificate
 //!   <state_dir>/control.sock ──▶ everything: whoever may open it (mode 0600) owns the daemon
 //! ```
 //!
@@ -15,7 +15,7 @@ mod table_routes;
 
 pub use access::Access;
 pub use client::{ControlClient, ControlError};
-pub use server::{ServeError, bind_control_socket, serve_control_socket, serve_tcp};
+pub use server::{ServeError, bind_control_socket, load_certificate, serve_control_socket, serve_tcp};
 
 use crate::built_in::BuiltIn;
 use crate::reload::Reloader;

@@ -3,6 +3,7 @@
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use oltp_core::gateway::{ServerTls, TlsFiles};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -16,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 /// A caller that is slower than this with its headers is not waited for.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
+
+/// The protocol's name in TLS (ALPN).
+const HTTP: &[u8] = b"http/1.1";
 
 /// No request of these takes this long; a connection that idles longer is closed.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(120);
@@ -43,6 +47,18 @@ pub enum ServeError {
         address: SocketAddr,
         /// what the system said
         source: io::Error,
+    },
+    /// The certificate or its key is of no use.
+    #[error("nobody could be answered with TLS on `listen.http`")]
+    #[diagnostic(
+        code(tidewater::http::certificate),
+        help(
+            "give the PEM files of a certificate and its key in `listen.tls`, or leave it out and listen on loopback"
+        )
+    )]
+    Certificate {
+        /// what is wrong with it
+        source: Box<oltp_core::CoreError>,
     },
     /// The control socket cannot be made.
     #[error("cannot make the control socket {}", path.display())]
@@ -83,20 +99,47 @@ pub fn bind_control_socket(path: &Path) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Answers on a TCP address until `shutdown`.
-pub async fn serve_tcp(listener: TcpListener, router: Router, shutdown: CancellationToken) {
-    serve(|| async { listener.accept().await.map(|(stream, _)| stream) }, router, shutdown).await;
+/// Reads the certificate of `listen.tls`.
+pub fn load_certificate(files: TlsFiles) -> Result<ServerTls, ServeError> {
+    ServerTls::load(files, "listen.tls", HTTP)
+        .map_err(|source| ServeError::Certificate { source: Box::new(source) })
+}
+
+/// Answers on a TCP address until `shutdown`; with a certificate, only who speaks TLS.
+pub async fn serve_tcp(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    router: Router,
+    shutdown: CancellationToken,
+) {
+    let accept = || async { listener.accept().await.map(|(stream, _)| stream) };
+    let Some(tls) = tls.map(Arc::new) else { return serve(accept, answer, router, shutdown).await };
+    let answer_encrypted = |stream, router| {
+        let tls = Arc::clone(&tls);
+        async move {
+            match tokio::time::timeout(HEADER_LIMIT, tls.accept(stream)).await {
+                Ok(Ok(stream)) => answer(stream, router).await,
+                Ok(Err(error)) => tracing::debug!(%error, "a caller went away before TLS was agreed on"),
+                Err(_) => tracing::debug!("a caller took too long to agree on TLS"),
+            }
+        }
+    };
+    serve(accept, answer_encrypted, router, shutdown).await;
 }
 
 /// Answers on the control socket until `shutdown`.
 pub async fn serve_control_socket(listener: UnixListener, router: Router, shutdown: CancellationToken) {
-    serve(|| async { listener.accept().await.map(|(stream, _)| stream) }, router, shutdown).await;
+    serve(|| async { listener.accept().await.map(|(stream, _)| stream) }, answer, router, shutdown).await;
 }
 
-async fn serve<S, F>(mut accept: impl FnMut() -> F, router: Router, shutdown: CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+async fn serve<S, F, A>(
+    mut accept: impl FnMut() -> F,
+    answer: impl Fn(S, Router) -> A,
+    router: Router,
+    shutdown: CancellationToken,
+) where
     F: Future<Output = io::Result<S>>,
+    A: Future<Output = ()> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -116,11 +159,11 @@ where
                 continue;
             }
         };
-        let (router, shutdown) = (router.clone(), shutdown.clone());
+        let (answered, shutdown) = (answer(stream, router.clone()), shutdown.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = answer(stream, router) => {}
+                () = answered => {}
             }
             drop(slot);
         });
