@@ -36,7 +36,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, mut client: ClientStream, mut st
         Ok(admitted) => admitted,
         Err(refusal) => return refuse(shared, client, &refusal).await,
     };
-    let Ok(_permit) = shared.sessions.try_acquire() else {
+    let Ok(permit) = shared.sessions.try_acquire() else {
         return refuse(shared, client, &Refusal::too_many_connections(shared.limits.connections)).await;
     };
     let packet = startup.encode();
@@ -64,6 +64,8 @@ pub(crate) async fn serve(shared: &Arc<Shared>, mut client: ClientStream, mut st
         () = relay.run() => {}
         () = shared.shutdown.cancelled() => {}
     }
+    // Before the count: who sees that a session is gone finds its place free.
+    drop(permit);
 }
 
 /// Says no, and counts it.
