@@ -62,8 +62,7 @@ async fn an_acknowledged_commit_is_never_lost_whenever_everything_is_killed() {
 }
 
 async fn commits_wait(compute: &Running) -> bool {
-    let Answer::Status(status) = compute.ask(Question::Status).await else { panic!("no status") };
-    status.commits_wait.is_some()
+    matches!(compute.ask(Question::Status).await, Answer::Status(status) if status.commits_wait.is_some())
 }
 
 /// Counts up, one commit a step, until the server is gone. A step is acknowledged once its answer is here.
