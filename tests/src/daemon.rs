@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -32,10 +33,19 @@ pub fn binary() -> PathBuf {
     path
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody has, and that nobody gets by chance while its server is down: it lies below those that the kernel
+/// gives to outgoing connections, and no test of this process gets it twice.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    // Programs that test side by side begin far apart.
+    let begin = std::process::id().wrapping_mul(137);
+    (0..COUNT)
+        .map(|_| FIRST + begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % COUNT)
+        .filter_map(|port| u16::try_from(port).ok())
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("no port is free between 10,000 and 30,000")
 }
 
 /// A folder with a `tidewater.yaml`, its lake and its state. Gone when dropped.

@@ -378,7 +378,7 @@ pub enum CoreError {
     },
     /// A manifest that this process made breaks a rule of the format.
     #[error(
-        "manifest {number} of branch {branch} was not published: {reason}. This is a bug of Tidewater, please report it"
+        "manifest {number} of branch {branch}, or what should follow it, is not published: {reason}. This is a bug of Tidewater, please report it"
     )]
     ManifestUnsound {
         /// The branch.

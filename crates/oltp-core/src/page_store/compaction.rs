@@ -23,11 +23,12 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::PageStore;
+use super::layer_format::WINDOW_BLOCKS;
 use super::layer_merge::LayerMerge;
-use super::manifest::{LayerRef, ManifestBody};
+use super::manifest::{LayerRef, Manifest, ManifestBody, layer_defect};
 use super::manifest_view::{ManifestView, Stratum};
-use crate::Result;
 use crate::ids::{FileId, LayerId, LayerSequence, PageKey, Term};
+use crate::{CoreError, Result};
 
 /// Fewer strata of one size are not worth a rewrite.
 const FAN_IN: usize = 4;
@@ -97,11 +98,18 @@ impl PageStore {
             LayerMerge::new(self, view, merged).run(&mut writer, borders).await?;
             compaction.added.extend(writer.finish().await?);
         }
+        // A merge gone wrong would stand in every manifest from now on, and none could be published.
+        let Manifest { head, body } = &**view.manifest();
+        let removed: HashSet<LayerId> = compaction.removed.iter().copied().collect();
+        let kept = body.layers.iter().filter(|layer| !removed.contains(&layer.id));
+        if let Some(reason) = layer_defect(kept.chain(&compaction.added), body.next_layer_sequence) {
+            return Err(CoreError::ManifestUnsound { branch: head.branch, number: head.number, reason });
+        }
         Ok((!compaction.removed.is_empty()).then_some(compaction))
     }
 
-    /// Layers that can stay as they are: no other stratum of the merge has a page among theirs, and no
-    /// truncation or drop concerns them.
+    /// Layers that can stay as they are: no other stratum of the merge has a page among theirs, nor in a window
+    /// where they begin or end, and no truncation or drop concerns them.
     async fn untouched(
         &self,
         view: &ManifestView,
@@ -115,10 +123,11 @@ impl PageStore {
                     continue;
                 }
                 let others = strata.iter().enumerate().filter(|(other, _)| *other != at);
-                let overlapping = others.flat_map(|(_, other)| other.between(layer.first, layer.last));
+                let (first, last) = whole_windows(layer);
+                let overlapping = others.flat_map(|(_, other)| other.between(first, last));
                 let mut alone = true;
                 for other in overlapping {
-                    if self.index(other).await?.has_runs_between(layer.first, layer.last) {
+                    if self.index(other).await?.has_runs_between(first, last) {
                         alone = false;
                         break;
                     }
@@ -130,6 +139,14 @@ impl PageStore {
         }
         Ok(untouched)
     }
+}
+
+/// The pages of the windows that a layer has something of. Merging goes window by window, so a layer that shared one
+/// with what is merged would come to lie inside a new layer.
+fn whole_windows(layer: &LayerRef) -> (PageKey, PageKey) {
+    let first = layer.first.block - layer.first.block % WINDOW_BLOCKS;
+    let last = layer.last.block | (WINDOW_BLOCKS - 1);
+    (PageKey { block: first, ..layer.first }, PageKey { block: last, ..layer.last })
 }
 
 /// Whether every page of a layer would still count if it were as young as `sequence`.
@@ -202,7 +219,7 @@ fn merged(sizes: &[u64], possible: u64) -> Range<usize> {
 
 /// The first page of a window, for comparing keys with runs.
 pub(super) fn window_start(key: PageKey) -> (FileId, u32) {
-    (key.file, key.block / super::WINDOW_BLOCKS)
+    (key.file, key.block / WINDOW_BLOCKS)
 }
 
 #[cfg(test)]

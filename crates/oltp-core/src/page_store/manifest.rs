@@ -300,24 +300,32 @@ impl Manifest {
     }
 
     fn layer_defect(&self) -> Option<String> {
-        let mut layers: Vec<&LayerRef> = self.body.layers.iter().collect();
-        layers.sort_by_key(|layer| (layer.sequence, layer.first));
-        for layer in &layers {
-            if layer.sequence >= self.body.next_layer_sequence
-                || layer.first > layer.last
-                || layer.index_offset > layer.bytes
-                || layer.bytes > layer_format::OBJECT_LIMIT
-                || layer.pages == 0
-            {
-                return Some(format!("what it says of layer {} cannot be", layer.id));
-            }
-        }
-        let overlap = layers.windows(2).find_map(|pair| match pair {
-            [left, right] if left.sequence == right.sequence && left.last >= right.first => Some(left.id),
-            _ => None,
-        });
-        overlap.map(|id| format!("layer {id} overlaps another one of its sequence"))
+        layer_defect(self.body.layers.iter(), self.body.next_layer_sequence)
     }
+}
+
+/// What is wrong with the layers of a manifest whose next one will be of sequence `next`.
+pub(super) fn layer_defect<'a>(
+    layers: impl Iterator<Item = &'a LayerRef>,
+    next: LayerSequence,
+) -> Option<String> {
+    let mut layers: Vec<&LayerRef> = layers.collect();
+    layers.sort_by_key(|layer| (layer.sequence, layer.first));
+    for layer in &layers {
+        if layer.sequence >= next
+            || layer.first > layer.last
+            || layer.index_offset > layer.bytes
+            || layer.bytes > layer_format::OBJECT_LIMIT
+            || layer.pages == 0
+        {
+            return Some(format!("what it says of layer {} cannot be", layer.id));
+        }
+    }
+    let overlap = layers.windows(2).find_map(|pair| match pair {
+        [left, right] if left.sequence == right.sequence && left.last >= right.first => Some(left.id),
+        _ => None,
+    });
+    overlap.map(|id| format!("layer {id} overlaps another one of its sequence"))
 }
 
 impl ManifestBody {

@@ -1,5 +1,8 @@
 //! Compaction changes where pages lie, never what they are.
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
 use super::*;
 
 #[tokio::test]
@@ -106,4 +109,59 @@ async fn captures_that_go_on_during_a_compaction_stay_newer_than_its_result() {
     assert_eq!(store.read_page(&view, key(1, 1)).await.unwrap(), Some(page(key(1, 1), 4)));
     assert_eq!(store.read_page(&view, key(1, 2)).await.unwrap(), Some(page(key(1, 2), 5)));
     assert_eq!(store.read_page(&view, key(1, 3)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_layer_that_shares_only_a_window_with_another_is_not_taken_over() {
+    let store = in_memory();
+    let mut m = manifest(BranchId::random(), 1, 1);
+    m.body.files = vec![file(1, 128)];
+    // Blocks 50 and 53 lie in one window, and nothing else between 50 and 60 has a page.
+    for blocks in [[53, 60], [20, 50], [20, 100], [20, 100]] {
+        add_layer(&store, &mut m, blocks.map(|block| key(1, block))).await;
+    }
+    let view = ManifestView::new(Arc::new(m.clone()));
+    let compaction = store.compact(&view, Term(1)).await.unwrap().unwrap();
+    assert!(compaction.apply(&mut m.body));
+    assert_eq!(m.defect(), None);
+    let view = ManifestView::new(Arc::new(m));
+    for (block, version) in [(20, 4), (50, 2), (53, 1), (60, 1), (100, 4)] {
+        assert_eq!(store.read_page(&view, key(1, block)).await.unwrap(), Some(page(key(1, block), version)));
+    }
+}
+
+#[tokio::test]
+async fn whatever_layers_are_merged_no_two_of_one_age_overlap_and_no_page_is_lost() {
+    for seed in 0..200 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let store = in_memory();
+        let mut m = manifest(BranchId::random(), 1, 1);
+        m.body.files = vec![file(1, 256), file(2, 256)];
+        let mut newest: BTreeMap<PageKey, u64> = BTreeMap::new();
+        for _ in 0..random.random_range(4..12) {
+            // Few pages, close together or far apart: layers that begin and end anywhere in a window.
+            let near = random.random_range(0..200);
+            let keys: Vec<PageKey> = (0..random.random_range(1..6))
+                .map(|_| match random.random_bool(0.6) {
+                    true => key(random.random_range(1..3), near + random.random_range(0..40)),
+                    false => key(random.random_range(1..3), random.random_range(0..256)),
+                })
+                .collect();
+            newest.extend(keys.iter().map(|key| (*key, m.body.next_layer_sequence.0)));
+            add_layer(&store, &mut m, keys).await;
+            let view = ManifestView::new(Arc::new(m.clone()));
+            if let Some(compaction) = store.compact(&view, Term(1)).await.unwrap() {
+                assert!(compaction.apply(&mut m.body));
+                assert_eq!(m.defect(), None, "seed {seed}");
+            }
+        }
+        let view = ManifestView::new(Arc::new(m));
+        for (key, version) in newest {
+            assert_eq!(
+                store.read_page(&view, key).await.unwrap(),
+                Some(page(key, version)),
+                "{key} of seed {seed}"
+            );
+        }
+    }
 }
