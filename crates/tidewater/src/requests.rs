@@ -103,8 +103,8 @@ impl Requests {
         let waiting = self.waiting();
         let queue = waiting.get(recipient)?;
         let taken = queue.taken.iter().map(|(of, request)| (of.as_str(), *request));
-        let all = taken.chain(queue.requests.iter().filter_map(Request::of_table));
-        all.rev().find(|(of, _)| *of == table).map(|(_, request)| request)
+        let mut all = taken.chain(queue.requests.iter().filter_map(Request::of_table));
+        all.rfind(|(of, _)| *of == table).map(|(_, request)| request)
     }
 
     /// The next request for a recipient, who is done with the one before. Dropping the future loses none.
