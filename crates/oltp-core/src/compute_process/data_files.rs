@@ -36,7 +36,7 @@ pub enum Mount {
 /// A data directory.
 #[derive(Debug)]
 pub(crate) enum DataFiles {
-    Mounted(Mounted),
+    Mounted(Box<Mounted>),
     Copied(Copied),
 }
 
@@ -55,7 +55,7 @@ impl DataFiles {
             Mount::Fuse => {
                 let (data, record) = (options.mount_point.clone(), record_path(&options));
                 blocking(&options.mount_point, move || discard_copy(&data, &record)).await?;
-                Ok(DataFiles::Mounted(Mounted::mount(options, pages, manifest).await?))
+                Ok(DataFiles::Mounted(Box::new(Mounted::mount(options, pages, manifest).await?)))
             }
             Mount::Copy => Ok(DataFiles::Copied(Copied::open(options, pages, manifest).await?)),
         }
