@@ -141,13 +141,8 @@ async fn a_walsender_that_takes_the_keepers_name_confirms_no_commit_and_is_ended
     let main = lab.project().await;
     let compute = lab.start(main).await;
     let (client, other) = (compute.owner().await, compute.owner().await);
-    client
-        .batch_execute(
-            "CREATE TABLE t (a int); CREATE PUBLICATION p FOR TABLE t; \
-             SELECT pg_create_logical_replication_slot('s', 'pgoutput')",
-        )
-        .await
-        .unwrap();
+    client.batch_execute("CREATE TABLE t (a int); CREATE PUBLICATION p FOR TABLE t").await.unwrap();
+    client.batch_execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')").await.unwrap();
     let impostor = impostor(&compute);
     let Err(refused) = PhysicalSession::connect(&impostor).await else { panic!("a physical stream") };
     let said = std::error::Error::source(&refused).map_or(refused.to_string(), ToString::to_string);

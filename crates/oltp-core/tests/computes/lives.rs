@@ -94,11 +94,12 @@ async fn a_branch_without_fuse_is_copied_sleeps_branches_and_loses_nothing_when_
     client
         .batch_execute(
             "CREATE TABLE t (a int PRIMARY KEY, b text); CREATE TABLE gone (a int); CREATE UNLOGGED TABLE u (a int); \
-             INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 20000) n; INSERT INTO u VALUES (1); \
-             SELECT pg_create_logical_replication_slot('other_tool', 'test_decoding')",
+             INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 20000) n; INSERT INTO u VALUES (1)",
         )
         .await
         .unwrap();
+    let slot = "SELECT pg_create_logical_replication_slot('other_tool', 'test_decoding')";
+    client.batch_execute(slot).await.unwrap();
     drop(client);
     assert_eq!(compute.status.mount, Mount::Copy);
     let End::Suspended(_) = compute.suspend().await;
