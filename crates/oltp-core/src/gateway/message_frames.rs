@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn messages_are_told_apart_wherever_the_bytes_are_cut() {
-        let bytes = b"Z\0\0\0\x05IQ\0\0\0\x0e  SELECT 12X\0\0\0\x04Q\0\0\0\x04Q\0\0";
+        let bytes = b"Z\0\0\0\x05IQ\0\0\0\x0f  SELECT 12X\0\0\0\x04Q\0\0\0\x04Q\0\0";
         let wanted =
             vec![(b'Z', Vec::new()), (b'Q', b"SELECT 1".to_vec()), (b'X', Vec::new()), (b'Q', Vec::new())];
         for piece in 1..bytes.len() {
