@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use wal_decoder::Lsn;
 
 use super::data_files::Mount;
@@ -38,6 +39,9 @@ const QUESTION_LIMIT: Duration = Duration::from_secs(10);
 /// A status is at hand. The others wait for work, which has limits of its own, inside this one.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
 const WORK_LIMIT: Duration = Duration::from_secs(600);
+
+/// An answer is written at once; the process ends then, and its exit code says the rest.
+const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Callers at once: the daemon, a gateway and some commands.
 const CALLERS: usize = 64;
@@ -176,7 +180,18 @@ pub(crate) type Request = (Question, oneshot::Sender<Result<Answer>>);
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     path: PathBuf,
-    _listening: tokio_util::task::AbortOnDropHandle<()>,
+    listening: AbortOnDropHandle<()>,
+    callers: TaskTracker,
+}
+
+impl ControlSocket {
+    /// Takes no further callers, and lets those who have an answer coming have it: the process ends after this.
+    pub(crate) async fn leave(self) {
+        self.listening.abort();
+        self.callers.close();
+        // One who has not asked yet, or does not read, is not waited for.
+        let _ = tokio::time::timeout(LAST_ANSWERS_LIMIT, self.callers.wait()).await;
+    }
 }
 
 impl Drop for ControlSocket {
@@ -205,19 +220,25 @@ pub(crate) fn listen(
         .map_err(CoreError::io("set the mode of", &unnamed))?;
     std::fs::rename(&unnamed, &path).map_err(CoreError::io("put in place", &path))?;
     let (requests, receiver) = mpsc::channel(WAITING);
-    let listening = tokio::spawn(accept(listener, board, requests));
-    let socket = ControlSocket { path, _listening: tokio_util::task::AbortOnDropHandle::new(listening) };
+    let callers = TaskTracker::new();
+    let listening = AbortOnDropHandle::new(tokio::spawn(accept(listener, board, requests, callers.clone())));
+    let socket = ControlSocket { path, listening, callers };
     Ok((socket, receiver))
 }
 
-async fn accept(listener: UnixListener, board: watch::Receiver<Status>, requests: mpsc::Sender<Request>) {
-    let callers = Arc::new(Semaphore::new(CALLERS));
+async fn accept(
+    listener: UnixListener,
+    board: watch::Receiver<Status>,
+    requests: mpsc::Sender<Request>,
+    callers: TaskTracker,
+) {
+    let places = Arc::new(Semaphore::new(CALLERS));
     loop {
-        let Ok(place) = Arc::clone(&callers).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (board, requests) = (board.clone(), requests.clone());
-                tokio::spawn(async move {
+                callers.spawn(async move {
                     if let Err(error) = answer_one(stream, &board, &requests).await {
                         tracing::debug!(%error, "a caller of the control socket went away");
                     }
@@ -375,6 +396,33 @@ mod tests {
         assert!(matches!(ask(&path, Question::Settle).await, Ok(Some(Answer::Settled { lsn: Lsn(5) }))));
         let error = ask(&path, Question::Cut).await.unwrap_err().to_string();
         assert!(error.contains("it burns"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_arrives_although_the_process_ends_right_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let (ready, listens) = std::sync::mpsc::channel();
+        let socket = path.clone();
+        let process = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            // What is spawned there goes no further once this has ended.
+            runtime.block_on(async {
+                let (_sender, board) = watch::channel(status());
+                let (control, mut requests) = listen(socket, board).unwrap();
+                ready.send(()).unwrap();
+                let (_, way_back) = requests.recv().await.unwrap();
+                way_back.send(Ok(Answer::Suspended { manifest: ManifestNumber(4) })).unwrap();
+                drop(requests);
+                control.leave().await;
+            });
+        });
+        listens.recv_timeout(Duration::from_secs(60)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answer = runtime.block_on(ask(&path, Question::Suspend)).unwrap();
+        assert!(matches!(answer, Some(Answer::Suspended { manifest: ManifestNumber(4) })), "{answer:?}");
+        process.join().unwrap();
+        assert!(!path.exists());
     }
 
     #[tokio::test]

@@ -130,10 +130,12 @@ pub async fn run(spec: ComputeSpec, shutdown: CancellationToken) -> Result<End> 
         archive_trouble: None,
         started_at: Timestamp::now(),
     });
-    let (_socket, requests) = control::listen(directory.control_socket(), watched)?;
+    let (socket, requests) = control::listen(directory.control_socket(), watched)?;
     let started = tokio::select! {
         started = starting::start(&spec, &directory, &board) => started?,
         () = shutdown.cancelled() => return Err(CoreError::StartCancelled { project: spec.project.to_string() }),
     };
-    serving::serve(started, requests, board, shutdown).await
+    let outcome = serving::serve(started, requests, board, shutdown).await;
+    socket.leave().await;
+    outcome
 }
