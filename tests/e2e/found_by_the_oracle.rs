@@ -110,8 +110,8 @@ async fn a_table_is_resumed_whose_pause_is_still_being_written_down() {
     daemon.wait_streaming(SOON).await;
     // Where the pause is written down first.
     store.faults().fail_next("PUT", "sync_state", Fault::Hung, 1);
-    site.succeeds(&["pause", "--hold", "orders"]).await;
-    site.succeeds(&["resume", "orders"]).await;
+    site.succeeds(&["pause", "--hold", "public.orders"]).await;
+    site.succeeds(&["resume", "public.orders"]).await;
     client.batch_execute("INSERT INTO orders VALUES (1)").await.unwrap();
     Followed { postgres, client, site, daemon }.wait_position().await;
 }

@@ -56,9 +56,10 @@ impl ControlFile {
     pub(crate) fn parse(bytes: Vec<u8>) -> Result<ControlFile> {
         let refused = |problem: String| CoreError::ControlFile { problem };
         let version = u32_at(&bytes, VERSION).ok_or_else(|| refused("it is cut short".to_owned()))?;
-        // PostgreSQL 13 to 17 wrote one layout; 18 put the signedness of char before the nonce.
+        // PostgreSQL 13 to 17 wrote one layout, 17 with the WAL level in what had been padding; 18 put the signedness of
+        // char before the nonce.
         let crc_at = match version {
-            1300 => 288,
+            1300 | 1700 => 288,
             1800 => 292,
             other => return Err(refused(format!("its version {other} is not known"))),
         };
@@ -153,7 +154,7 @@ mod tests {
 
     #[test]
     fn both_layouts_are_read_and_written_back_with_a_right_checksum() {
-        for (version, crc_at) in [(1300, 288), (1800, 292)] {
+        for (version, crc_at) in [(1300, 288), (1700, 288), (1800, 292)] {
             let read = ControlFile::parse(sample(version, crc_at)).unwrap();
             assert_eq!((read.timeline(), read.is_shut_down()), (3, false));
             assert_eq!((read.checkpoint(), read.redo()), (Lsn(0x1700450), Lsn(0x17003C8)));

@@ -311,8 +311,8 @@ impl ControlFile {
         else {
             return refused("its control file is cut short".to_owned());
         };
-        if !matches!(version, 1300 | 1800) {
-            return refused(format!("its control file has version {version}; 1300 and 1800 are known"));
+        if !matches!(version, 1300 | 1700 | 1800) {
+            return refused(format!("its control file has version {version}; 1300, 1700 and 1800 are known"));
         }
         if state != 1 {
             return refused("it was not shut down cleanly: start it and stop it in order".to_owned());
