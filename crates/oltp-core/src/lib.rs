@@ -21,6 +21,7 @@ pub mod branches;
 mod compute;
 pub mod compute_process;
 pub mod computes;
+mod control_file;
 mod directory_lock;
 mod error;
 mod event_loop;

@@ -25,12 +25,12 @@ use wal_decoder::Lsn;
 
 use super::catalog_horizon::CatalogHorizon;
 use super::control::{self, Status};
-use super::control_file::ControlFile;
 use super::data_files::DataFiles;
 use super::local_wal::segment_start;
 use super::rewinding::on_mount;
 use super::wal_floor::wal_floor;
 use crate::branches::lineage;
+use crate::control_file::ControlFile;
 use crate::ids::{ManifestNumber, ManifestUid, ProjectName, Term, Timeline};
 use crate::page_fs::{CaptureKind, Captured};
 use crate::page_store::{Manifest, ManifestBody, ManifestHead, ManifestKind, PageStore, WalSpan};

@@ -18,7 +18,6 @@
 mod branch_beginning;
 mod catalog_horizon;
 mod control;
-mod control_file;
 mod cutting;
 mod data_files;
 mod directory;

@@ -17,7 +17,7 @@
 //! and then complains that it saw no later one; that is no failure, and the same recovery is ended without the time.
 //!
 //! That the pages are not ahead of the point is checked by Postgres as well: their minimum recovery position is
-//! written into `pg_control` (see [`super::control_file`]).
+//! written into `pg_control` (see [`crate::control_file`]).
 
 use std::path::Path;
 

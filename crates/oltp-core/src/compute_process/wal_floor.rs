@@ -12,7 +12,7 @@ use std::path::Path;
 
 use wal_decoder::Lsn;
 
-use super::control_file::{self, ControlFile};
+use crate::control_file::{self, ControlFile};
 use crate::{CoreError, Result};
 
 /// Where the slots lie in the data directory, a directory each with a file `state`.

@@ -18,6 +18,7 @@ use super::capture::Captured;
 use super::file::blocks_of;
 use super::file_role::{self, FileRole};
 use super::page_cache::{PAGE, PAGE_BYTES};
+use crate::control_file::ControlFile;
 use crate::ids::{BranchId, FileId, LayerSequence, PageKey, ProjectName, Term};
 use crate::page_store::{
     DirectoryEntry, FileEntry, LayerWriter, Manifest, ManifestBody, ManifestView, Page, PageStore,
@@ -46,8 +47,7 @@ pub async fn import_cluster(
     base: Option<&Arc<Manifest>>,
 ) -> Result<Captured> {
     let root = directory.to_owned();
-    let (control, found) =
-        blocking(directory, move || Ok((ControlFile::read(&root)?, survey(&root)?))).await?;
+    let (control, found) = blocking(directory, move || Ok((importable(&root)?, survey(&root)?))).await?;
     let sequence = base.map_or(LayerSequence(1), |base| base.body.next_layer_sequence);
     let mut next_id = base.map_or(FileId(1), |base| base.body.next_file_id);
     let known: HashMap<&str, &FileEntry> =
@@ -77,7 +77,7 @@ pub async fn import_cluster(
     files.sort_by(|left, right| left.path.cmp(&right.path));
     let body = ManifestBody {
         postgres_major: found.postgres_major,
-        system_identifier: control.system_identifier,
+        system_identifier: control.system_identifier(),
         wal: base.map(|base| base.body.wal.clone()).unwrap_or_default(),
         next_file_id: next_id,
         next_layer_sequence: sequence.next(),
@@ -86,7 +86,7 @@ pub async fn import_cluster(
         symlinks: found.symlinks,
         layers,
     };
-    Ok(Captured { body, pg_control: control.bytes, pages })
+    Ok(Captured { body, pg_control: Bytes::copy_from_slice(control.bytes()), pages })
 }
 
 async fn blocking<T: Send + 'static>(
@@ -285,44 +285,24 @@ fn not_importable(directory: &Path, reason: String) -> CoreError {
     CoreError::NotImportable { directory: directory.to_owned(), reason }
 }
 
-/// What of `global/pg_control` decides whether a cluster can come in (`catalog/pg_control.h`, the same
-/// places in PostgreSQL 17 and 18).
-struct ControlFile {
-    system_identifier: u64,
-    bytes: Bytes,
-}
-
-impl ControlFile {
-    fn read(root: &Path) -> Result<ControlFile> {
-        let path = root.join(file_role::PG_CONTROL);
-        let bytes = std::fs::read(&path).map_err(CoreError::io("read", &path))?;
-        let number =
-            |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk::<4>).map(|n| u32::from_le_bytes(*n));
-        let system_identifier = bytes.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
-        let refused = |reason: String| Err(not_importable(root, reason));
-        let (
-            Some(system_identifier),
-            Some(version),
-            Some(state),
-            Some(block),
-            Some(segment),
-            Some(checksums),
-        ) = (system_identifier, number(8), number(16), number(216), number(220), number(252))
-        else {
-            return refused("its control file is cut short".to_owned());
-        };
-        if !matches!(version, 1300 | 1700 | 1800) {
-            return refused(format!("its control file has version {version}; 1300, 1700 and 1800 are known"));
-        }
-        if state != 1 {
-            return refused("it was not shut down cleanly: start it and stop it in order".to_owned());
-        }
-        if (block, segment) != (8192, 131_072) {
-            return refused(format!("its blocks have {block} bytes and its segments {segment} blocks"));
-        }
-        if checksums == 0 {
-            return refused("it has no data checksums: run `pg_checksums --enable` on it".to_owned());
-        }
-        Ok(ControlFile { system_identifier, bytes: bytes.into() })
+/// The control file of a cluster that can come in.
+fn importable(root: &Path) -> Result<ControlFile> {
+    let path = root.join(file_role::PG_CONTROL);
+    let bytes = std::fs::read(&path).map_err(CoreError::io("read", &path))?;
+    let control = ControlFile::parse(bytes).map_err(|error| match error {
+        CoreError::ControlFile { problem } => not_importable(root, format!("of its control file, {problem}")),
+        other => other,
+    })?;
+    let refused = |reason: String| Err(not_importable(root, reason));
+    if !control.is_shut_down() {
+        return refused("it was not shut down cleanly: start it and stop it in order".to_owned());
     }
+    let (block, segment) = control.sizes();
+    if (block, segment) != (8192, 131_072) {
+        return refused(format!("its blocks have {block} bytes and its segments {segment} blocks"));
+    }
+    if !control.has_checksums() {
+        return refused("it has no data checksums: run `pg_checksums --enable` on it".to_owned());
+    }
+    Ok(control)
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   0 system identifier (8)   8 version (4)   16 state (4)   32 checkpoint (8)   40 redo (8)   48 timeline (4)
-//!   136 minimum recovery point (8)   144 its timeline (4)   …   CRC-32C of all before it (4)
+//!   136 minimum recovery point (8)   144 its timeline (4)
+//!   216 bytes of a block (4)   220 blocks of a segment (4)   252 version of page checksums (4)   …   CRC-32C of all before it (4)
 //! ```
 //!
 //! Read for every manifest, because recovery begins at the redo position and the WAL from there on has to
@@ -35,6 +36,9 @@ const REDO: usize = 40;
 const TIMELINE: usize = 48;
 const MINIMUM_RECOVERY: usize = 136;
 const MINIMUM_RECOVERY_TIMELINE: usize = 144;
+const BLOCK_BYTES: usize = 216;
+const SEGMENT_BLOCKS: usize = 220;
+const CHECKSUM_VERSION: usize = 252;
 
 /// `DB_SHUTDOWNED`, `DB_IN_ARCHIVE_RECOVERY` and `DB_IN_PRODUCTION` of `DBState`.
 const SHUT_DOWN: u32 = 1;
@@ -70,6 +74,22 @@ impl ControlFile {
             return Err(refused("its checksum is wrong".to_owned()));
         }
         Ok(ControlFile { bytes, crc_at })
+    }
+
+    /// What names the cluster for ever.
+    pub(crate) fn system_identifier(&self) -> u64 {
+        u64_at(&self.bytes, 0).unwrap_or_default()
+    }
+
+    /// Bytes of a block, and blocks of a segment.
+    pub(crate) fn sizes(&self) -> (u32, u32) {
+        let field = |at| u32_at(&self.bytes, at).unwrap_or_default();
+        (field(BLOCK_BYTES), field(SEGMENT_BLOCKS))
+    }
+
+    /// Whether pages carry checksums.
+    pub(crate) fn has_checksums(&self) -> bool {
+        u32_at(&self.bytes, CHECKSUM_VERSION).is_some_and(|version| version != 0)
     }
 
     /// Where recovery begins.
